@@ -1,0 +1,1 @@
+"""Convert PyTorch diffusion checkpoints into priors: one module per layout."""

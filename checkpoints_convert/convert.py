@@ -1,0 +1,293 @@
+"""From a checkpoint file to a prior: rename, transpose, and check that all was used."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints_convert import ddim, diffusers, facts, foreign, guided_diffusion
+from checkpoints_convert.facts import Description
+from checkpoints_convert.reader import open_tensors
+from checkpoints_convert.tensors import (
+    ConversionError,
+    FactsError,
+    LazyTensor,
+    Tensors,
+)
+from diip_jax import prior as priors
+from diip_jax.prior import Card, Prior
+from diip_jax.schedule import Schedule
+
+LAYOUTS = (guided_diffusion, ddim, diffusers)
+HEADS = ("num_heads", "num_head_channels")
+MOST_NAMES = 20  # of those that do not match, in an error
+
+TreePath = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user says about a file.
+
+    Attributes:
+        known_as: name of the known checkpoint that the file is.
+        like: name of a known checkpoint that it was trained like.
+        architecture: facts that no key reveals.
+        schedule: fields of `Schedule`.
+        card: fields of the card: name, licence, training_data, source, any_size.
+        fallback_name: the prior's name if neither `card` nor the file says it.
+        config: config.json of a diffusers model that is not beside the file.
+        scheduler_config: the same for scheduler_config.json.
+    """
+
+    known_as: str | None = None
+    like: str | None = None
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fallback_name: str = "custom"
+    config: Path | None = None
+    scheduler_config: Path | None = None
+
+
+def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa: B008
+    """Convert a checkpoint file, or the folder of a diffusers model.
+
+    Raises:
+        ConversionError: the file is no checkpoint of a known layout, or a tensor was
+            not used, or a parameter not filled.
+        FactsError: the file does not reveal enough, or something does not apply to it.
+        WeightsError: the request names an unknown checkpoint.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = diffusers.locate(path)
+    with open_tensors(path) as tensors:
+        layout = detect(tensors)
+        sha256 = facts.digest(path)
+        parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        row = describe(path, sha256, parameters, layout, request)
+        try:
+            card = Card(
+                name=row.name or request.fallback_name,
+                family=layout.FAMILY,
+                architecture=layout.architecture(tensors, row.architecture),
+                schedule=Schedule(**row.schedule),
+                preset=row.preset,
+                any_size=row.any_size,
+                source=row.source,
+                sha256=sha256,
+                licence=row.licence,
+                training_data=row.training_data,
+                parameters=parameters,
+            )
+            _check_size(card.architecture)
+            shapes = priors.abstract_params(card)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ConversionError(
+                f"{path} has names of the layout {layout.NAME}, but makes no such "
+                f"network ({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from error
+        rename = layout.rename
+        params = fill(shapes, tensors, lambda name: rename(name, card.architecture))
+    return Prior(params, card)
+
+
+def detect(tensors: Tensors) -> Any:
+    """Return the layout module that the tensor names belong to.
+
+    Raises:
+        ConversionError: none; the message says what the names show.
+    """
+    if what := foreign.recognise(tensors):
+        raise ConversionError(f"the file holds {what}; this cannot be used as a prior")
+    for layout in LAYOUTS:
+        if layout.matches(tensors):
+            return layout
+    seen = ", ".join(sorted(tensors)[:3])
+    raise ConversionError(
+        f"unknown layout, with names such as {seen}; known: guided-diffusion, DDIM "
+        "(ermongroup) and diffusers' UNet2DModel"
+    )
+
+
+def describe(
+    path: Path, sha256: str, parameters: int, layout: Any, request: Request
+) -> Description:
+    """Return all that is known of a file, complete enough for `layout`.
+
+    Raises:
+        ConversionError: the file is not what it is said to be.
+        FactsError: something is missing or does not apply.
+        WeightsError: the request names an unknown checkpoint.
+    """
+    row = _row(path, sha256, parameters, request)
+    for what, found in (("layout", layout.NAME), ("parameters", parameters)):
+        expected = getattr(row, what)
+        if expected not in (None, found):
+            raise ConversionError(
+                f"{path.name} has {what} {found}, but "
+                f"{request.known_as or request.like} has {expected}"
+            )
+    _check_applicable(layout, request)
+    inherited = dict(row.architecture)
+    if any(name in request.architecture for name in HEADS):
+        inherited = {n: value for n, value in inherited.items() if n not in HEADS}
+    architecture = {**inherited, **request.architecture}
+    schedule = dict(row.schedule)
+    if layout is diffusers:
+        architecture["config"] = diffusers.read_config(request.config, path)
+        schedule |= diffusers.read_schedule(request.scheduler_config, path)
+    schedule = _schedule(schedule, request.schedule, layout)
+    missing = [*layout.missing(architecture), *_missing_of_schedule(schedule, layout)]
+    if missing:
+        raise FactsError(
+            f"{path.name} does not reveal {', '.join(missing)}: pass them as flags, or "
+            "--like NAME if it was trained like a known checkpoint (see --list)"
+        )
+    return dataclasses.replace(
+        row, architecture=architecture, schedule=schedule, **request.card
+    )
+
+
+def fill(
+    shapes: Mapping[str, Any], tensors: Tensors, rename: Callable[[str], TreePath]
+) -> dict[str, Any]:
+    """Return parameters in the tree of `shapes`, every tensor used exactly once.
+
+    Nothing is read from the disk before all names and shapes match.
+
+    Raises:
+        ConversionError: lists, sorted, the names that did not match.
+    """
+    wanted = {path: leaf.shape for path, leaf in _leaves(shapes)}
+    sources: dict[TreePath, LazyTensor] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        path = _leaf_path(rename(name), wanted)
+        if path not in wanted:
+            problems.append(f"{name} (not in the model)")
+        elif path in sources:
+            problems.append(f"{name} (a second time)")
+        elif flax_shape(tensor.shape, len(wanted[path])) != wanted[path]:
+            problems.append(f"{name} (shape {tensor.shape} for {wanted[path]})")
+        sources.setdefault(path, tensor)
+    problems += [f"{'/'.join(p)} (not in the file)" for p in wanted.keys() - sources]
+    if problems:
+        shown = "; ".join(sorted(problems)[:MOST_NAMES])
+        more = len(problems) - MOST_NAMES
+        rest = f"; and {more} more" if more > 0 else ""
+        raise ConversionError(f"{len(problems)} names did not match: {shown}{rest}")
+    return _nest({path: to_flax(t, len(wanted[path])) for path, t in sources.items()})
+
+
+def flax_shape(shape: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
+    """Return the shape that a PyTorch tensor takes as a Flax leaf of a rank.
+
+    OIHW kernels become HWIO. (O, I), (O, I, 1) and (O, I, 1, 1) become (I, O) where a
+    dense layer takes them. None where there is no such leaf.
+    """
+    if len(shape) == rank == 4:
+        return (*shape[2:], shape[1], shape[0])
+    if rank == 2 and len(shape) >= 2 and set(shape[2:]) <= {1}:
+        return shape[1::-1]
+    return shape if len(shape) == rank == 1 else None
+
+
+def to_flax(tensor: LazyTensor, rank: int) -> np.ndarray:
+    """Read a tensor as a float32 Flax leaf of a rank; see `flax_shape`."""
+    array = tensor.read()
+    if rank == 4:
+        array = array.transpose(2, 3, 1, 0)
+    elif rank == 2:
+        array = array.reshape(array.shape[:2]).T
+    # A copy in any case: the file's own memory can then be given back.
+    return np.array(array, np.float32, order="C")
+
+
+def _row(path: Path, sha256: str, parameters: int, request: Request) -> Description:
+    """Return the known checkpoint that a file is, or was trained like."""
+    if request.known_as:
+        row = facts.lookup(request.known_as)
+        facts.check_hash(path, sha256, row)
+        return row
+    if request.like:
+        row = facts.lookup(request.like)
+        return Description(
+            name="",
+            architecture=row.architecture,
+            schedule=row.schedule,
+            preset=row.preset,
+            any_size=row.any_size,
+            layout=row.layout,
+        )
+    return facts.identify(path, sha256, parameters) or Description(name="")
+
+
+def _check_applicable(layout: Any, request: Request) -> None:
+    given = list(request.architecture)
+    given += [n for n in ("config", "scheduler_config") if getattr(request, n)]
+    for name in given:
+        if name not in layout.FACTS:
+            raise FactsError(f"--{name} says nothing about the layout {layout.NAME}")
+
+
+def _check_size(architecture: Any) -> None:
+    if architecture.image_size % architecture.stride:
+        raise FactsError(
+            f"image_size is {architecture.image_size}, but this network needs a "
+            f"multiple of {architecture.stride}"
+        )
+
+
+def _schedule(
+    inherited: Mapping[str, Any], given: Mapping[str, Any], layout: Any
+) -> dict[str, Any]:
+    """Merge the fields of a schedule; the ends of a linear one follow T."""
+    if {"kind", "num_train_timesteps"} & given.keys():
+        inherited = {n: v for n, v in inherited.items() if not n.startswith("beta_")}
+    merged = {**inherited, **given}
+    if merged.get("kind") == "linear" and "num_train_timesteps" in merged:
+        start, end = layout.beta_range(merged["num_train_timesteps"])
+        merged = {"beta_start": start, "beta_end": end, **merged}
+    return merged
+
+
+def _missing_of_schedule(schedule: Mapping[str, Any], layout: Any) -> list[str]:
+    missing = [n for n in ("kind", "num_train_timesteps") if n not in schedule]
+    rescalable = layout is guided_diffusion
+    rescalable &= schedule.get("num_train_timesteps", 1000) != 1000
+    if rescalable and "rescale_timesteps" not in schedule:
+        missing.append("rescale_timesteps")
+    return ["schedule" if name == "kind" else name for name in missing]
+
+
+def _leaf_path(path: TreePath, wanted: Mapping[TreePath, Any]) -> TreePath:
+    """Replace PyTorch's `weight` by `scale` in norms and `kernel` elsewhere."""
+    *parents, leaf = path
+    if leaf == "weight":
+        leaf = "scale" if (*parents, "scale") in wanted else "kernel"
+    return (*parents, leaf)
+
+
+def _leaves(
+    tree: Mapping[str, Any], path: TreePath = ()
+) -> Iterator[tuple[TreePath, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def _nest(leaves: Mapping[TreePath, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for (*parents, name), value in leaves.items():
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

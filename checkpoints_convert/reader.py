@@ -1,0 +1,125 @@
+"""Read a checkpoint file into named tensors, whatever a training script wrapped around.
+
+The tensors are lazy: their shapes are known at once, their numbers come from the disk
+one tensor at a time, so that a file of several gigabytes never lies in memory twice.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints_convert.tensors import ConversionError, LazyTensor, Tensors
+from checkpoints_convert.torch_file import open_torch
+
+SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
+WRAPPERS = ("ema", "state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("module.", "model.")
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | Path) -> Iterator[Tensors]:
+    """Yield the tensors of a checkpoint by name; they can be read in the context.
+
+    Raises:
+        ConversionError: no such file, not a checkpoint, or one that would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConversionError(f"{path} {what}; give a .pt, .ckpt or .safetensors file")
+    if path.stat().st_size == 0:
+        raise ConversionError(f"{path} is empty; download it again")
+    read = _open_safetensors if _is_safetensors(path) else open_torch
+    with read(path) as loaded:
+        yield unwrap(loaded, path)
+
+
+def unwrap(loaded: Any, path: Path) -> Tensors:
+    """Return the state dict inside whatever a training script saved.
+
+    ermongroup/ddim saves a list whose last element holds the averaged weights; others
+    save a dict of several things. Averaged weights are preferred. The prefixes that
+    wrappers add to every key are dropped.
+
+    Raises:
+        ConversionError: there is no state dict inside.
+    """
+    found = _state_dict(loaded)
+    if found is None:
+        raise ConversionError(f"{path} holds {_describe(loaded)}, no state dict")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): t for name, t in found.items()}
+    return found
+
+
+def _state_dict(loaded: Any) -> Tensors | None:
+    """Return the first dict of tensors, in order of preference, or None."""
+    if isinstance(loaded, list | tuple) and loaded:
+        return _state_dict(loaded[-1]) or _state_dict(loaded[0])
+    if not isinstance(loaded, Mapping) or not loaded:
+        return None
+    items = dict(loaded)
+    if all(isinstance(k, str) for k in items) and all(
+        isinstance(v, LazyTensor) for v in items.values()
+    ):
+        return items
+    candidates = (_state_dict(items.get(name)) for name in WRAPPERS)
+    return next((found for found in candidates if found), None)
+
+
+def _describe(loaded: Any) -> str:
+    if isinstance(loaded, Mapping):
+        return f"a dict of {', '.join(sorted(map(str, loaded))[:5]) or 'nothing'}"
+    return f"a {type(loaded).__name__}"
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by the start of the file: eight bytes of length, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or start[8:] == b"{"
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Tensors]:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ConversionError(
+            f"reading {path.name} needs safetensors; pip install 'diip-jax[convert]'"
+        ) from error
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConversionError(
+            f"{path} is not a complete safetensors file ({error}); download it again"
+        ) from error
+    with file as opened:
+        yield {name: _from_safetensors(opened, name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _from_safetensors(opened: Any, name: str) -> LazyTensor:
+    part = opened.get_slice(name)
+    if (dtype := part.get_dtype()) not in SAFETENSORS_DTYPES:
+        raise ConversionError(
+            f"{name} is stored as {dtype}; known: {', '.join(SAFETENSORS_DTYPES)}"
+        )
+    return LazyTensor(tuple(part.get_shape()), lambda: opened.get_tensor(name))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ConversionError: it cannot be read, or is no JSON object.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot read {path}: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConversionError(f"{path} holds no JSON object")
+    return fields

@@ -1,0 +1,150 @@
+"""The deterministic DDIM map g from noise to image (Song et al., 2021, eta = 0).
+
+A noise predictor is a function `predict_noise(x_t, conditioning) -> eps` on one image
+(H, W, 3) in [-1, 1]. Gradient variants are wrappers of it, not options of the chain.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+PredictNoise = Callable[[jax.Array, Any], jax.Array]
+Generate = Callable[[jax.Array], jax.Array]
+UNROLLED = 4  # steps; longer chains would take minutes to compile
+
+
+class Steps(NamedTuple):
+    """What changes from one DDIM step to the next, stacked in the order of sampling.
+
+    Attributes:
+        conditioning: pytree with leading axis S, given to the noise predictor.
+        alpha_bar: alpha_bar_t at the step's timestep, (S,).
+        alpha_bar_prev: alpha_bar after the step, (S,); 1 after the last.
+    """
+
+    conditioning: Any
+    alpha_bar: jax.Array
+    alpha_bar_prev: jax.Array
+
+
+def make_steps(
+    conditioning: Any, alphas_cumprod: np.ndarray, timesteps: np.ndarray
+) -> Steps:
+    """Pair each timestep's conditioning with the alpha_bars before and after it."""
+    alpha_bar = alphas_cumprod[timesteps]
+    alpha_bar_prev = np.append(alpha_bar[1:], 1.0)
+    return Steps(conditioning, *(jnp.float32(a) for a in (alpha_bar, alpha_bar_prev)))
+
+
+def step(predict_noise: PredictNoise, x_t: jax.Array, now: Steps) -> jax.Array:
+    """Take one DDIM step, Eq. (12) of Song et al. (2021) with sigma = 0.
+
+    The predicted x_0 is clipped to [-1, 1] and eps re-derived from it, so that the
+    chain ends in [-1, 1].
+
+    Args:
+        predict_noise: noise predictor.
+        x_t: current sample, (H, W, 3).
+        now: a single entry of `Steps`.
+
+    Returns:
+        The sample at the next timestep, (H, W, 3).
+    """
+    alpha_bar, alpha_bar_prev = now.alpha_bar, now.alpha_bar_prev
+    eps = predict_noise(x_t, now.conditioning)
+    x_0 = (x_t - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar)
+    x_0 = jnp.clip(x_0, -1, 1)
+    eps = (x_t - jnp.sqrt(alpha_bar) * x_0) / jnp.sqrt(1 - alpha_bar)
+    return jnp.sqrt(alpha_bar_prev) * x_0 + jnp.sqrt(1 - alpha_bar_prev) * eps
+
+
+def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> Generate:
+    """Return the map through all steps.
+
+    Args:
+        predict_noise: noise predictor.
+        steps: the steps, in the order of sampling.
+        remat: recompute each step in the backward pass, so that memory holds one
+            evaluation of the network and one sample per step.
+    """
+
+    def advance(x_t: jax.Array, now: Steps) -> tuple[jax.Array, None]:
+        return step(predict_noise, x_t, now), None
+
+    # Recomputation needs the loop to save memory. Without it short chains are unrolled:
+    # the backward pass of a loop copies and stacks what one step leaves for the next.
+    if not remat and len(steps.alpha_bar) <= UNROLLED:
+        return _unrolled(predict_noise, steps)
+    body = jax.checkpoint(advance, prevent_cse=False) if remat else advance
+    return lambda x_t: lax.scan(body, x_t, steps)[0]
+
+
+def _unrolled(predict_noise: PredictNoise, steps: Steps) -> Generate:
+    """Return the map through a few steps, one after the other.
+
+    The jitted step is one function of the program, called several times: the text
+    holds the network once.
+    """
+    advance = jax.jit(functools.partial(step, predict_noise))
+
+    def run(x_t: jax.Array) -> jax.Array:
+        for i in range(len(steps.alpha_bar)):
+            x_t = advance(x_t, jax.tree.map(lambda a, i=i: a[i], steps))
+        return x_t
+
+    return run
+
+
+def frozen(predict_noise: PredictNoise) -> PredictNoise:
+    """Treat eps as a constant: only the linear DDIM algebra is differentiated.
+
+    The Jacobian of g is then diagonal, as in BIRD's released code.
+    """
+    return lambda x_t, conditioning: lax.stop_gradient(predict_noise(x_t, conditioning))
+
+
+def generator(
+    predict_noise: PredictNoise,
+    steps: Steps,
+    *,
+    gradient: str = "full",
+    remat: bool = True,
+) -> Generate:
+    """Return g with one of its three gradients.
+
+    Args:
+        predict_noise: noise predictor.
+        steps: the steps, in the order of sampling.
+        gradient: "full", "frozen" or "last-K" (see `exact_steps`).
+        remat: as in `chain`, for the differentiated steps.
+    """
+    num_steps = len(steps.alpha_bar)
+    split = num_steps - exact_steps(gradient, num_steps)
+    first = jax.tree.map(lambda a: a[:split], steps)
+    last = jax.tree.map(lambda a: a[split:], steps)
+    coarse = chain(frozen(predict_noise), first, remat=False)
+    fine = chain(predict_noise, last, remat=remat)
+    if split == 0:
+        return fine
+    return coarse if split == num_steps else lambda z: fine(coarse(z))
+
+
+def exact_steps(gradient: str, num_steps: int) -> int:
+    """Return how many of the last DDIM steps are differentiated exactly.
+
+    Raises:
+        ValueError: gradient is not "full", "frozen" or "last-K" with K >= 1.
+    """
+    if gradient in ("full", "frozen"):
+        return num_steps if gradient == "full" else 0
+    kind, _, count = gradient.partition("-")
+    if kind == "last" and count.isdecimal() and int(count) >= 1:
+        return min(int(count), num_steps)
+    raise ValueError(
+        f"gradient is {gradient!r}; use full, frozen or last-K, e.g. last-2"
+    )

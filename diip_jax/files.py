@@ -1,0 +1,377 @@
+"""Photos in, restored photos and their records out."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diip_jax import engine, images, metrics, oracle, planning, record, sizing, states
+from diip_jax.config import DIIPConfig
+from diip_jax.diip import DIIPState, Restoration
+from diip_jax.images import ImageError, Photo
+from diip_jax.planning import Options, Task
+from diip_jax.prior import Prior
+
+SECONDS_PER_CHUNK = 1.0  # between two reports, which is when Ctrl-C is heard
+NO_SCORES: dict[str, float | None] = dict.fromkeys(
+    ["psnr_before", "psnr", "ssim_before", "ssim", "oracle_psnr", "oracle_iteration"]
+)
+
+
+class Progress(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        lanes: the photos that the last chunk advanced, none after photos were done;
+            `job` is an index into the tasks.
+        num_done: photos restored or failed in this run.
+        seconds_per_iteration: of the last chunk, compilation apart.
+        bound: seconds that the rest takes at most, at the pace of the last chunk.
+    """
+
+    lanes: list[engine.LaneReport]
+    num_done: int
+    seconds_per_iteration: float
+    bound: float
+
+
+class Outcome(NamedTuple):
+    """A photo done.
+
+    Attributes:
+        task: the photo.
+        record: what there is to say of it, None if it failed.
+        error: why it failed, else None.
+        data: the restored file, for a task whose output is standard output.
+    """
+
+    task: Task
+    record: dict[str, Any] | None = None
+    error: str | None = None
+    data: bytes | None = None
+
+
+@dataclasses.dataclass
+class _Work:
+    """A photo in a lane, and what it took so far."""
+
+    photo: Photo
+    began: float
+    resumed_from: int = 0
+    last_saved: int = 0
+    num_iterations: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    psnrs: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+class _Run(NamedTuple):
+    """What the functions below share."""
+
+    prior: Prior
+    tasks: Sequence[Task]
+    config: DIIPConfig
+    options: Options
+    digest: str
+    reference: np.ndarray | None
+    in_work: dict[int, _Work]
+
+
+def restore_files(
+    prior: Prior,
+    tasks: Sequence[Task],
+    config: DIIPConfig,
+    options: Options,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress | Outcome]:
+    """Restore photos, write them with their records, and tell how it goes.
+
+    Args:
+        prior: the frozen model.
+        tasks: of a `planning.plan`.
+        config: the settings.
+        options: of the command.
+        should_stop: asked after every chunk; when true, unfinished photos are written
+            as they stand, marked "interrupted", and the rest is left undone.
+
+    Raises:
+        ImageError: the reference cannot be read or is of another size.
+        StateError: a saved state is damaged, or cannot be written.
+    """
+    same = planning.digest(prior, config, options)
+    reference = _read_reference(options, tasks)
+    run = _Run(prior, tasks, config, options, same, reference, {})
+    jobs = [_job(run, index) for index in range(len(tasks))]
+    num_done, pace = 0, math.inf  # seconds per iteration
+    spread_prior, sharding = _spread(prior, options.num_lanes, len(tasks))
+    reports = engine.run(
+        spread_prior,
+        jobs,
+        config,
+        num_lanes=options.num_lanes,
+        chunk=lambda: _chunk(run, pace),
+        sharding=sharding,
+        should_stop=should_stop,
+    )
+    for report in reports:
+        pace = report.seconds / report.iterations if report.iterations else pace
+        lanes = [*report.running, *report.finished]
+        for lane in lanes:
+            _take_note(run, lane, report)
+        yield Progress(lanes, num_done, pace, _bound(run, num_done, lanes, pace))
+        for failure in report.failed:
+            num_done += 1
+            run.in_work.pop(failure.job, None)
+            yield Outcome(tasks[failure.job], error=str(failure.error))
+        for lane in report.finished:
+            if reference is not None and not report.interrupted:
+                yield from _look_ahead(run, jobs[lane.job], lane, pace, should_stop)
+            num_done += 1
+            yield _finish(run, lane)
+        for lane in report.running:
+            work = run.in_work[lane.job]
+            if lane.iteration + 1 - work.last_saved >= options.save_every > 0:
+                work.last_saved = lane.iteration + 1
+                _save_state(run, lane)
+        if report.finished or report.failed:
+            yield Progress([], num_done, pace, 0.0)
+
+
+def _spread(
+    prior: Prior, num_lanes: int | None, num_tasks: int
+) -> tuple[Prior, jax.sharding.NamedSharding | None]:
+    """Copy the prior to as many devices as can share the lanes evenly."""
+    devices = jax.local_devices()
+    count = min(len(devices), max(num_tasks, 1))
+    while num_lanes is not None and num_lanes % count:
+        count -= 1
+    if count == 1:
+        return prior, None
+    mesh = jax.sharding.Mesh(np.asarray(devices[:count]), ("lanes",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    lanes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
+    return jax.device_put(prior, everywhere), lanes
+
+
+def _job(run: _Run, index: int) -> engine.Job:
+    task, options = run.tasks[index], run.options
+    state = _saved_state(run, task)
+
+    def load() -> np.ndarray:
+        photo = images.read(task.source.content(), max_pixels=options.max_pixels)
+        if record.sha256(task.source.content()) != task.sha256:
+            raise ImageError(f"{task.source.path} changed during the run; run again")
+        saved = 0 if state is None else int(state.k)
+        run.in_work[index] = _Work(photo, time.perf_counter(), saved, saved)
+        return sizing.resize(photo.rgb, task.layout.size)
+
+    key = planning.key(options.seed, task.source.relative)
+    return engine.Job(task.layout.size, load, key, state)
+
+
+def _chunk(run: _Run, pace: float) -> int:
+    """Return the number of iterations until the next report."""
+    if run.reference is not None:
+        return 1  # the oracle looks at every iteration
+    wanted = max(1, int(SECONDS_PER_CHUNK / pace))
+    return min(wanted, run.options.save_every or wanted)
+
+
+def _take_note(run: _Run, lane: engine.LaneReport, report: engine.Report) -> None:
+    work = run.in_work[lane.job]
+    work.num_iterations += report.iterations
+    work.seconds += report.seconds
+    work.compile_seconds += report.compile_seconds
+    if run.reference is not None:
+        _measure(run, lane, work)
+
+
+def _bound(
+    run: _Run, num_done: int, lanes: Sequence[engine.LaneReport], pace: float
+) -> float:
+    """Return the seconds that the rest takes at most, by the areas of the canvases."""
+    if not lanes:
+        return 0.0
+    areas = [math.prod(task.layout.canvas) for task in run.tasks]
+    started = {lane.job for lane in lanes}
+    # Photos are taken canvas by canvas, so which ones wait is not told by their index.
+    waiting = len(run.tasks) - num_done - len(started)
+    most = max(areas) if waiting else 0
+    left = sum(
+        (run.config.max_iterations - lane.iteration - 1) * areas[lane.job]
+        for lane in lanes
+    )
+    left += waiting * run.config.max_iterations * most
+    return pace * left / sum(areas[job] for job in started)
+
+
+def _state_digest(run: _Run, task: Task) -> str:
+    return f"{run.digest}-{task.sha256}"
+
+
+def _saved_state(run: _Run, task: Task) -> DIIPState | None:
+    """Return where a killed run stood, if it had the same settings and photo."""
+    digest = _state_digest(run, task)
+    afresh = run.options.overwrite or run.reference is not None
+    if afresh or not states.is_saved(task.state, digest):
+        return None
+    template = engine.abstract_state(run.prior, task.layout.size, run.config)
+    return states.load(task.state, template, digest)
+
+
+def _save_state(run: _Run, lane: engine.LaneReport) -> None:
+    task = run.tasks[lane.job]
+    states.save(task.state, lane.snapshot(), _state_digest(run, task))
+
+
+def _finish(run: _Run, lane: engine.LaneReport) -> Outcome:
+    """Write a restored photo and its record."""
+    task, work = run.tasks[lane.job], run.in_work.pop(lane.job)
+    answer = lane.restoration()
+    complete = record.is_complete(answer, run.config)
+    if run.options.save_every and not complete:
+        _save_state(run, lane)
+    restored = sizing.resize(np.asarray(answer.image), task.size)
+    content = _record(run, task, work, answer, restored, complete)
+    try:
+        quality = run.options.quality
+        if task.to_stdout:
+            kind = images.file_format(task.output)
+            data = images.encode(restored, work.photo, kind, quality=quality)
+            return Outcome(task, content, data=data)
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        # A record must never stand beside a picture that it does not describe.
+        task.record.unlink(missing_ok=True)
+        images.write(task.output, restored, work.photo, quality=quality)
+        record.write(task.record, content)
+    except (ImageError, OSError) as error:
+        return Outcome(task, error=str(error))
+    if complete:
+        states.remove(task.state)
+    return Outcome(task, content)
+
+
+def _record(
+    run: _Run,
+    task: Task,
+    work: _Work,
+    answer: Restoration,
+    restored: np.ndarray,
+    complete: bool,
+) -> dict[str, Any]:
+    """Return the record of a restoration as JSON-ready values."""
+    change = record.change(work.photo.rgb, restored)
+    height, width = task.size
+    codes = record.warnings(answer, run.config, change, task.layout.mode)
+    timing = {
+        "compile_s": work.compile_seconds,
+        "total_s": time.perf_counter() - work.began,
+        "s_per_iter": work.seconds / max(work.num_iterations, 1),
+    }
+    return {
+        "schema": record.SCHEMA,
+        "status": "ok" if complete else "interrupted",
+        "input": record.source(task.source.path, work.photo, task.sha256),
+        "output": {
+            "path": "-" if task.to_stdout else str(task.output),
+            "size": [width, height],
+        },
+        "model": record.model(run.prior.card),
+        "config": {
+            **record.settings(run.config),
+            "size_mode": task.layout.mode,
+            "canvas": list(task.layout.canvas[::-1]),
+            "num_tiles": task.layout.num_tiles,
+        },
+        "config_hash": run.digest,
+        "seed": run.options.seed,
+        "resumed_from": work.resumed_from or None,
+        "stop": record.stop(answer, run.config),
+        "curves": record.curves(answer),
+        "metrics": {
+            **record.rounded(_scores(run, work, restored)),
+            "convention": metrics.CONVENTION,
+        },
+        "change": change,
+        "warnings": [*codes, *work.photo.warnings],
+        "timing": record.rounded(timing),
+        "memory": record.memory(),
+        "env": record.environment(),
+    }
+
+
+# Against a reference.
+
+
+def _read_reference(options: Options, tasks: Sequence[Task]) -> np.ndarray | None:
+    if options.reference is None or not tasks:
+        return None
+    photo = images.read(options.reference, max_pixels=options.max_pixels)
+    if len(tasks) != 1 or photo.rgb.shape[:2] != tasks[0].size:
+        height, width = photo.rgb.shape[:2]
+        raise ImageError(
+            f"reference {options.reference} is {width}x{height}; give the clean image "
+            "of one input, of the same size"
+        )
+    return photo.rgb
+
+
+def _look_ahead(
+    run: _Run,
+    job: engine.Job,
+    lane: engine.LaneReport,
+    pace: float,
+    should_stop: Callable[[], bool],
+) -> Iterator[Progress]:
+    """Go on past the stop, only to learn what the best stop would have been."""
+    work = run.in_work[lane.job]
+    y = sizing.resize(work.photo.rgb, job.size)
+    job = job._replace(load=lambda: y)  # its own would begin the work anew
+    ahead = oracle.run_on(
+        run.prior, job, lane.snapshot(), run.config, should_stop=should_stop
+    )
+    for later in ahead:
+        later = later._replace(job=lane.job)
+        _measure(run, later, work)
+        left = run.config.max_iterations - later.iteration - 1
+        yield Progress([later], 0, pace, left * pace)
+
+
+def _measure(run: _Run, lane: engine.LaneReport, work: _Work) -> None:
+    """Note the PSNR of an iteration, which at the stop is not always the answer's."""
+    if run.reference is None:
+        return
+    task = run.tasks[lane.job]
+    latest = oracle.iterate(lane.snapshot(), task.layout.size)
+    seen = _as_written(sizing.resize(latest, task.size), work.photo)
+    work.psnrs[lane.iteration] = metrics.psnr(run.reference, seen)
+
+
+def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, float | None]:
+    """Return PSNR and SSIM before and after, and the oracle's; None where unknown."""
+    if run.reference is None:
+        return NO_SCORES
+    seen = _as_written(restored, work.photo)
+    scores = {
+        "psnr_before": metrics.psnr(run.reference, work.photo.rgb),
+        "psnr": metrics.psnr(run.reference, seen),
+    }
+    if min(run.reference.shape[:2]) >= metrics.SMALLEST_SIDE:
+        scores["ssim_before"] = metrics.ssim(run.reference, work.photo.rgb)
+        scores["ssim"] = metrics.ssim(run.reference, seen)
+    if len(work.psnrs) == run.config.max_iterations:  # else it was cut short
+        best = oracle.best(work.psnrs)
+        scores |= {"oracle_psnr": best.psnr, "oracle_iteration": best.iteration}
+    return NO_SCORES | scores
+
+
+def _as_written(image: np.ndarray, photo: Photo) -> np.ndarray:
+    """Return an image as a reader of its lossless file sees it, in [0, 1]."""
+    if photo.grey:
+        image = np.broadcast_to(image.mean(axis=2, keepdims=True), image.shape)
+    return images.to_uint(image, photo.bits) / (2**photo.bits - 1)

@@ -1,0 +1,238 @@
+"""What a command will do to which photo, decided before the minutes of optimisation."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from diip_jax import images, inputs, record, sizing
+from diip_jax.config import DIIPConfig
+from diip_jax.images import ImageError, Photo
+from diip_jax.prior import Prior
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a command may ask for beyond the settings of the restoration.
+
+    Attributes:
+        output: file or folder, "-" for standard output; None for the default of
+            `inputs.stems`.
+        suffix: added to the name of an output.
+        ext: output format, as in `images.output_suffix`.
+        quality: of JPEG output.
+        seed: of the random starts.
+        size_mode: one of `sizing.MODES`.
+        max_pixels: largest image accepted.
+        num_lanes: images restored at the same time; None for what fits.
+        overwrite: restore afresh what is finished or half done.
+        save_every: iterations between two saved states; 0 for none. A state that is
+            there is gone on from in any case.
+        reference: clean image of a single input.
+    """
+
+    output: str | None = None
+    suffix: str = "diip"
+    ext: str = "auto"
+    quality: int = 95
+    seed: int = 0
+    size_mode: str = "auto"
+    max_pixels: int = images.MAX_PIXELS
+    num_lanes: int | None = None
+    overwrite: bool = False
+    save_every: int = 0
+    reference: Path | None = None
+
+
+class Task(NamedTuple):
+    """One photo to restore.
+
+    Attributes:
+        source: where from.
+        output: where to; its suffix names the format. "-.png" is standard output.
+        sha256: digest of the input.
+        size: height and width of the upright photo.
+        layout: how it is given to the prior.
+    """
+
+    source: inputs.Source
+    output: Path
+    sha256: str
+    size: tuple[int, int]
+    layout: sizing.Layout
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the picture goes to standard output, and its record nowhere."""
+        return self.output.stem == inputs.STANDARD
+
+    @property
+    def record(self) -> Path:
+        """Where the JSON record goes."""
+        return self.output.with_suffix(".json")
+
+    @property
+    def state(self) -> Path:
+        """Where the state of an unfinished restoration is kept."""
+        return self.output.with_name(f".{self.output.name}.state")
+
+
+class Plan(NamedTuple):
+    """What a command will do.
+
+    Attributes:
+        tasks: photos to restore.
+        finished: inputs that earlier runs restored with the same settings, and where.
+        failed: inputs that cannot be restored, and why.
+    """
+
+    tasks: list[Task]
+    finished: list[tuple[Path, Path]]
+    failed: list[tuple[Path, str]]
+
+
+def plan(
+    prior: Prior,
+    sources: Sequence[inputs.Source],
+    config: DIIPConfig,
+    options: Options,
+    *,
+    many: bool,
+) -> Plan:
+    """Look at every input and decide what is to be done, without doing it.
+
+    Args:
+        prior: the frozen model.
+        sources: the inputs.
+        config: the settings.
+        options: of the command.
+        many: the command named more than one file; then finished ones are passed over.
+
+    Raises:
+        inputs.OutputError: outputs collide with one another, or with an input.
+    """
+    same = digest(prior, config, options)
+    result = Plan([], [], [])
+    for source, stem in zip(sources, _stems(sources, options, many), strict=True):
+        try:
+            sha256 = record.sha256(source.content())
+            earlier = _finished(stem, same, sha256)
+            if many and earlier is not None and not options.overwrite:
+                result.finished.append((source.path, earlier))
+            else:
+                task = _task(prior, source, stem, sha256, config, options)
+                result.tasks.append(task)
+        except ImageError as error:
+            result.failed.append((source.path, str(error)))
+    _refuse_inputs(sources, result.tasks, options)
+    return result
+
+
+def _stems(
+    sources: Sequence[inputs.Source], options: Options, many: bool
+) -> list[Path]:
+    from_stdin = any(source.data is not None for source in sources)
+    to_stdout = options.output == inputs.STANDARD
+    if many and (from_stdin or to_stdout):
+        raise inputs.OutputError("standard input and output take one image each")
+    if to_stdout or (from_stdin and options.output is None):
+        return [Path(inputs.STANDARD)]
+    return inputs.stems(sources, options.output, suffix=options.suffix, many=many)
+
+
+def _finished(stem: Path, same: str, sha256: str) -> Path | None:
+    """Return the output of an earlier run with the same settings, if it is there."""
+    content = record.read(stem.with_name(f"{stem.name}.json"))
+    if content is None or not record.is_finished(content, same, sha256):
+        return None
+    output = stem.with_name(Path(content["output"]["path"]).name)
+    return output if output.is_file() else None
+
+
+def _task(
+    prior: Prior,
+    source: inputs.Source,
+    stem: Path,
+    sha256: str,
+    config: DIIPConfig,
+    options: Options,
+) -> Task:
+    photo = images.read(source.content(), max_pixels=options.max_pixels)
+    size = photo.rgb.shape[0], photo.rgb.shape[1]
+    try:
+        layout = sizing.layout(prior, config, options.size_mode, size)
+    except ValueError as error:
+        raise ImageError(f"cannot restore {source.path}: {error}") from error
+    if inputs.is_file_name(options.output):
+        output = Path(str(options.output))
+    else:
+        suffix = images.output_suffix(photo, options.ext)
+        output = stem.with_name(stem.name + suffix)
+    _check_format(photo, output)
+    return Task(source, output, sha256, size, layout)
+
+
+def _check_format(photo: Photo, output: Path) -> None:
+    """Find out on one pixel whether the format of an output can hold a photo."""
+    alpha = None if photo.alpha is None else photo.alpha[:1, :1]
+    pixel = dataclasses.replace(photo, rgb=photo.rgb[:1, :1], alpha=alpha)
+    try:
+        images.encode(pixel.rgb, pixel, images.file_format(output))
+    except ImageError as error:
+        raise ImageError(f"cannot write {output}: {error}") from error
+
+
+def _refuse_inputs(
+    sources: Sequence[inputs.Source], tasks: Sequence[Task], options: Options
+) -> None:
+    kept = {source.path.resolve() for source in sources}
+    if options.reference is not None:
+        kept.add(options.reference.resolve())
+    for task in tasks:
+        for path in (task.output, task.record):
+            if path.resolve() in kept:
+                raise inputs.OutputError(
+                    f"{path} is an input of this run; choose another --output"
+                )
+
+
+def check_writable(tasks: Sequence[Task]) -> None:
+    """Make the output folders and try to write in them; leave nothing else behind.
+
+    Raises:
+        ImageError: an output cannot be written.
+    """
+    tried: set[Path] = set()
+    for task in tasks:
+        if task.to_stdout:
+            continue
+        folder = task.output.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(
+                f"cannot write to {folder}: {error.strerror}; choose another --output"
+            ) from error
+        for path in (task.output, task.record):
+            if folder not in tried or path.is_dir():
+                images.check_writable(path)
+        tried.add(folder)
+
+
+def digest(prior: Prior, config: DIIPConfig, options: Options) -> str:
+    """Return a digest of everything but the photo that decides an output's pixels."""
+    names = ("seed", "ext", "quality", "size_mode")
+    chosen = {name: getattr(options, name) for name in names}
+    return record.config_hash(prior.card, config, **chosen)
+
+
+def key(seed: int, relative: Path) -> jax.Array:
+    """Return the key of a photo: the same in any batch, order or shard."""
+    return jax.random.fold_in(jax.random.key(seed), inputs.name_hash(relative))
+
+
+def unet_calls(task: Task, config: DIIPConfig) -> int:
+    """Return how often the network is evaluated at most."""
+    return config.max_iterations * config.num_steps * task.layout.num_tiles

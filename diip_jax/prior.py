@@ -1,0 +1,266 @@
+"""A prior: a frozen diffusion model as data, and the map g that it induces.
+
+A prior on disk is a folder with `card.json` (what the model is) and `params/` (an
+Orbax checkpoint of its weights).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from diip_jax import ddim
+from diip_jax.config import PAPER, DIIPConfig
+from diip_jax.schedule import Schedule, ddim_timesteps
+from diip_jax.unets import adm, ddpm
+
+CARD_SCHEMA = "diip.prior/1"
+FAMILIES: Mapping[str, tuple[type, type[nn.Module]]] = {
+    "adm": (adm.ADMConfig, adm.ADMUNet),
+    "ddpm": (ddpm.DDPMConfig, ddpm.DDPMUNet),
+}
+
+
+class PriorError(ValueError):
+    """A prior is unknown, incomplete or does not fit; the message says the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known of a prior, static under `jit`.
+
+    Attributes:
+        name: how users call it.
+        family: which UNet, a key of `FAMILIES`.
+        architecture: the UNet's configuration.
+        schedule: the forward process of its training.
+        preset: the settings that suit it, by default.
+        any_size: trained on crops of many scales, so that any canvas may be given to
+            it; otherwise only squares of `architecture.image_size` pixels.
+        source: where the weights come from.
+        sha256: digest of the converted file.
+        licence: terms of the weights.
+        training_data: what it was trained on.
+        parameters: number of weights.
+    """
+
+    name: str
+    family: str
+    architecture: Any
+    schedule: Schedule
+    preset: DIIPConfig
+    any_size: bool
+    source: str
+    sha256: str
+    licence: str
+    training_data: str
+    parameters: int
+
+    def to_json(self) -> str:
+        """Return the card as JSON text."""
+        return json.dumps({"schema": CARD_SCHEMA, **dataclasses.asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Card":
+        """Read a card, the inverse of `to_json`.
+
+        Raises:
+            PriorError: the text is of another schema or family.
+        """
+        fields = json.loads(text)
+        schema = fields.pop("schema", None)
+        if schema != CARD_SCHEMA:
+            raise PriorError(f"card has schema {schema!r}, expected {CARD_SCHEMA!r}")
+        if fields["family"] not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES))
+            raise PriorError(f"card names family {fields['family']!r}; known: {known}")
+        config_class, _ = FAMILIES[fields["family"]]
+        fields["architecture"] = config_class(**_tuples(fields["architecture"]))
+        fields["schedule"] = Schedule(**fields["schedule"])
+        fields["preset"] = DIIPConfig(**fields["preset"])
+        return cls(**fields)
+
+
+@struct.dataclass
+class Prior:
+    """A frozen diffusion model: its weights are the leaves, its card is static."""
+
+    params: Any
+    card: Card = struct.field(pytree_node=False)
+
+    @property
+    def stride(self) -> int:
+        """Sides of a canvas must be multiples of this many pixels."""
+        return self.card.architecture.stride
+
+
+def network(card: Card, config: DIIPConfig = PAPER) -> nn.Module:
+    """Return the UNet that a card describes, without weights."""
+    _, unet_class = FAMILIES[card.family]
+    return unet_class(
+        card.architecture,
+        dtype=jnp.dtype(config.dtype),
+        remat_blocks=config.remat == "block",
+    )
+
+
+def abstract_params(card: Card) -> Any:
+    """Return the shapes and dtypes of a card's weights, as a pytree."""
+    unet = network(card)
+    side = card.architecture.stride
+    # Shapes alone: no array, and so no backend, is needed to know them.
+    x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    t = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def initialise(x: jax.Array, t: jax.Array) -> Any:
+        return unet.init(jax.random.key(0), x, t, method="initialise")
+
+    return jax.eval_shape(initialise, x, t)["params"]
+
+
+def noise_predictor(
+    prior: Prior, config: DIIPConfig, timesteps: np.ndarray
+) -> tuple[ddim.PredictNoise, ddim.Steps]:
+    """Return eps_theta on one image and the DDIM steps it is to be used with.
+
+    Args:
+        prior: the frozen model.
+        config: dtype and rematerialisation of the network.
+        timesteps: DDIM timesteps in the order of sampling, (S,).
+
+    Returns:
+        The noise predictor, (H, W, 3) in [-1, 1] to (H, W, 3), and its steps, which
+        hold everything that the network computes from the timesteps alone.
+    """
+    unet, schedule = network(prior.card, config), prior.card.schedule
+    variables = {"params": prior.params}
+    seen = jnp.asarray(schedule.network_timesteps(timesteps))
+    conditioning = unet.apply(variables, seen, method="condition")
+    steps = ddim.make_steps(conditioning, schedule.alphas_cumprod(), timesteps)
+
+    def predict_noise(x_t: jax.Array, conditioning: Any) -> jax.Array:
+        return unet.apply(variables, x_t[None], conditioning)[0]
+
+    return predict_noise, steps
+
+
+def generator(
+    prior: Prior,
+    config: DIIPConfig,
+    wrap: Callable[[ddim.PredictNoise], ddim.PredictNoise] = lambda predict: predict,
+) -> ddim.Generate:
+    """Return g, the deterministic DDIM map from noise to image, both (H, W, 3).
+
+    Args:
+        prior: the frozen model.
+        config: number of DDIM steps, gradient and rematerialisation.
+        wrap: transform of the noise predictor, such as tiling.
+    """
+    timesteps = ddim_timesteps(
+        config.num_steps, prior.card.schedule.num_train_timesteps
+    )
+    predict_noise, steps = noise_predictor(prior, config, timesteps)
+    return ddim.generator(
+        wrap(predict_noise),
+        steps,
+        gradient=config.gradient,
+        remat=config.remat != "none",
+    )
+
+
+def save(path: str | Path, prior: Prior) -> None:
+    """Write a prior to a new folder: `card.json` and an Orbax checkpoint `params/`."""
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).view(_Uncopied), prior.params)
+    # Uncompressed: weights hardly compress, and Orbax would hold the result in memory.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path / "params", ocp.args.PyTreeSave(params), force=True)
+    (path / "card.json").write_text(prior.card.to_json() + "\n", encoding="utf-8")
+
+
+def load(name_or_path: str | Path) -> Prior:
+    """Load a bundled prior by name, or any prior from its folder.
+
+    Raises:
+        PriorError: there is no such prior, or its files do not fit its card.
+    """
+    import orbax.checkpoint as ocp
+
+    path = locate(name_or_path)
+    try:
+        card = Card.from_json((path / "card.json").read_text(encoding="utf-8"))
+    except PriorError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PriorError(
+            f"{path / 'card.json'} is damaged ({reason}); convert the prior again"
+        ) from error
+    target = abstract_params(card)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore((path / "params").absolute(), target)
+        _check_shapes(params, target)  # Orbax restores other shapes without a word
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        first_line = str(error).splitlines()[0]
+        raise PriorError(
+            f"weights in {path} do not fit card.json ({first_line}); convert them again"
+        ) from error
+    return Prior(params, card)
+
+
+def _check_shapes(params: Any, target: Any) -> None:
+    """Reject weights whose shapes are not those of the network."""
+    pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(target), strict=True)
+    for (path, found), wanted in pairs:
+        if found.shape != wanted.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name} is {found.shape}, expected {wanted.shape}")
+
+
+def bundled() -> list[str]:
+    """Return the names of the priors that come with the package."""
+    folder = Path(str(resources.files("diip_jax") / "priors"))
+    return sorted(card.parent.name for card in folder.glob("*/card.json"))
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """Return the folder of a bundled prior or of a prior on disk.
+
+    Raises:
+        PriorError: neither a bundled name nor a folder with a card.
+    """
+    candidates = [
+        Path(str(resources.files("diip_jax") / "priors")) / str(name_or_path),
+        Path(name_or_path),
+    ]
+    for path in candidates:
+        if (path / "card.json").is_file():
+            return path
+    raise PriorError(
+        f"unknown prior {str(name_or_path)!r}; bundled: {', '.join(bundled())}; or "
+        "give the folder that `python -m checkpoints_convert` wrote"
+    )
+
+
+class _Uncopied(np.ndarray):
+    """An array that is its own deep copy: Orbax would double the memory of a prior."""
+
+    def __deepcopy__(self, memo: Any) -> "_Uncopied":
+        return self
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -1,0 +1,1 @@
+"""The noise-predicting UNets whose public checkpoints serve as priors."""

@@ -1,0 +1,272 @@
+"""Layers shared by the UNets: NHWC, exact group statistics, float32 where it counts.
+
+Every layer stores its parameters under the names `kernel`, `bias` and `scale`, so
+that a PyTorch state dict maps onto the tree by renaming alone.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+GROUPS = 32  # every published pixel-space DDPM normalises in 32 groups
+
+
+def timestep_embedding(
+    t: jax.Array, width: int, *, sin_first: bool = False, divisor_shift: int = 0
+) -> jax.Array:
+    """Return the sinusoidal features of timesteps.
+
+    Args:
+        t: timesteps, any shape (...), integral or fractional.
+        width: number of features.
+        sin_first: [sin, cos] as in the DDPM code; [cos, sin] otherwise.
+        divisor_shift: frequencies are 10000^(-i / (half - divisor_shift)).
+
+    Returns:
+        Features, (..., width), float32.
+    """
+    half = width // 2
+    frequencies = jnp.exp(
+        -math.log(10000.0)
+        * jnp.arange(half, dtype=jnp.float32)
+        / (half - divisor_shift)
+    )
+    angles = jnp.asarray(t, jnp.float32)[..., None] * frequencies
+    waves = (
+        [jnp.sin(angles), jnp.cos(angles)]
+        if sin_first
+        else [
+            jnp.cos(angles),
+            jnp.sin(angles),
+        ]
+    )
+    features = jnp.concatenate(waves, axis=-1)
+    return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, width - 2 * half)])
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """Average 2x2 blocks: (N, H, W, C) to (N, H/2, W/2, C)."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Repeat every pixel 2x2 (nearest neighbour): (N, H, W, C) to (N, 2H, 2W, C)."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x @ kernel + bias."""
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return x @ kernel + bias
+
+
+class Conv(nn.Module):
+    """2-D convolution with explicit padding, (N, H, W, C_in) to (N, H', W', C_out)."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    padding: tuple[int, int] = (1, 1)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the convolution of x plus the bias."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        if self.size == 1:
+            return x @ kernel[0, 0] + bias
+        if self.stride == 1 and self.padding == (self.size // 2, self.size // 2):
+            return convolve(x, kernel) + bias
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=[self.padding, self.padding],
+            dimension_numbers=DIMENSIONS,
+        )
+        return y + bias
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation whose affine part can absorb a further scale and shift.
+
+    Statistics are exact (two passes) and taken in float32 whatever the dtype of x.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        modulation: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Normalise x, (N, H, W, C), then apply `* (1 + scale) + shift` if given.
+
+        Args:
+            x: features.
+            modulation: scale and shift per channel, each (C,) or (N, C).
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if modulation is not None:
+            factor, shift = (m.astype(jnp.float32) for m in modulation)
+            scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
+        return group_norm(x, scale, bias, self.epsilon)
+
+
+def group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Normalise x over space and the channels of each group, then scale and shift.
+
+    Args:
+        x: features, (N, H, W, C).
+        scale: (C,) or (N, C).
+        bias: (C,) or (N, C).
+        epsilon: added to the variance.
+
+    Returns:
+        Features of the shape and dtype of x.
+    """
+    n, h, w, c = x.shape
+    scale, bias = (jnp.broadcast_to(a, (n, c)) for a in (scale, bias))
+    flat = x.astype(jnp.float32).reshape(n, h * w, c)
+    y: jax.Array = _group_norm(flat, scale, bias, epsilon)  # pyright: ignore
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Normalise x, (N, L, C), with scale and bias (N, C)."""
+    return _group_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _group_norm_forward(x, scale, bias, epsilon):
+    mean = _group_mean(_channel_mean(x))[:, None]
+    centred = x - mean
+    variance = _group_mean(_channel_mean(jnp.square(centred)))[:, None]
+    rate = lax.rsqrt(variance + epsilon)
+    y = centred * (rate * scale[:, None]) + bias[:, None]
+    return y, (x, mean, rate, scale)
+
+
+def _group_norm_backward(epsilon, residuals, g):
+    """Return the cotangents; autodiff of the above is exact too, but much slower.
+
+    With x_hat = (x - mean) * rate and means over a group written <.>, the cotangent of
+    x is rate * (g s - <g s> - x_hat <g s x_hat>).
+    """
+    x, mean, rate, scale = residuals
+    x_hat = (x - mean) * rate
+    along_bias, along_scale = _channel_mean(g), _channel_mean(g * x_hat)
+    offset = _group_mean(along_bias * scale)[:, None]
+    tilt = _group_mean(along_scale * scale)[:, None]
+    length = x.shape[1]
+    g_x = rate * (g * scale[:, None] - offset - x_hat * tilt)
+    return g_x, along_scale * length, along_bias * length
+
+
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
+def _channel_mean(x: jax.Array) -> jax.Array:
+    """Average (N, L, C) over L: a dot product, which CPUs run faster than a sum."""
+    n, length, _ = x.shape
+    weights = jnp.full((n, length), 1 / length, x.dtype)
+    return jnp.einsum("nl,nlc->nc", weights, x, precision="highest")
+
+
+@jax.jit  # one function in the program's text, not a copy per norm
+def _group_mean(channels: jax.Array) -> jax.Array:
+    """Replace each channel, (N, C), by the mean of its group."""
+    n, c = channels.shape
+    means = channels.reshape(n, GROUPS, c // GROUPS).mean(axis=-1)
+    return jnp.repeat(means, c // GROUPS, axis=-1)
+
+
+@jax.custom_vjp
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve x, (N, H, W, C_in), with (S, S, C_in, C_out), S odd, keeping its size.
+
+    The cotangent of x is again such a convolution, with the kernel turned by 180
+    degrees; autodiff says the same through a reversed window, for which XLA's CPU
+    backend has no fast path inside a loop.
+    """
+    margin = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(margin, margin)] * 2,
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def _convolve_forward(x, kernel):
+    return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(residuals, g):
+    x, kernel = residuals
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    margin = kernel.shape[0] // 2
+    # The batch is contracted, so it takes the part of the channels: no loop, and the
+    # compiler drops it where only the cotangent of x is asked for.
+    g_kernel = lax.conv_general_dilated(
+        x,
+        g,
+        window_strides=(1, 1),
+        padding=[(margin, margin)] * 2,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )
+    return convolve(g, turned), g_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def attention(qkv: jax.Array, num_heads: int, *, heads_first: bool) -> jax.Array:
+    """Let every position attend to every other one.
+
+    Args:
+        qkv: queries, keys and values, (N, L, 3 C).
+        num_heads: number of heads; head width is C / num_heads.
+        heads_first: channels are [head][q|k|v] (the legacy order of guided-diffusion)
+            rather than [q|k|v][head].
+
+    Returns:
+        (N, L, C); the softmax is taken in float32.
+    """
+    n, length, width = qkv.shape
+    head = width // (3 * num_heads)
+    if heads_first:
+        q, k, v = jnp.moveaxis(qkv.reshape(n, length, num_heads, 3, head), 3, 0)
+    else:
+        q, k, v = jnp.moveaxis(qkv.reshape(n, length, 3, num_heads, head), 2, 0)
+    return jax.nn.dot_product_attention(q, k, v).reshape(n, length, width // 3)

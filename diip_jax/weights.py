@@ -1,0 +1,467 @@
+"""Public checkpoints: what is known about them, and downloads that can be trusted.
+
+`registry.toml` holds one table per checkpoint. `fetch` tries its addresses in order,
+downloads into a folder that nothing reads, checks the files there and only then moves
+that folder to its place with one rename: whatever cuts a download short leaves
+nothing behind that a later run would take for weights.
+
+A file is checked against its published hash. Where nobody publishes one, the hash seen
+at the first download is recorded in `weights.lock.json` and compared ever after. The
+same entry keeps size and time, so that unchanged files are not hashed at every start.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.resources
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from diip_jax.schedule import Schedule
+
+CONFIG_FILES = ("config.json", "scheduler_config.json")  # beside a diffusers file
+LOCK = "weights.lock.json"
+DRIVE_URL = "https://drive.google.com/uc?id={}"
+ATTEMPTS = 2  # of a plain URL; the other clients retry by themselves
+
+Notify = Callable[[str], None]
+Source = Callable[["Checkpoint", Path], None]
+Records = dict[str, dict]  # file name -> its bytes, mtime_ns, sha256 and maybe md5
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing, damaged or out of reach; one line with the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face hub, pinned to a revision."""
+
+    repo: str
+    file: str
+    revision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One public checkpoint: a row of `registry.toml`, whose head explains the fields.
+
+    `parameters` are counted as float32; `architecture` holds what the keys of the file
+    do not reveal; `urls`, `hub` and `gdrive` are tried in this order.
+    """
+
+    name: str
+    layout: str  # "guided_diffusion", "ddim" or "diffusers"
+    image_size: int
+    parameters: int
+    file: str
+    licence: str
+    training_data: str
+    source: str
+    architecture: Mapping[str, int | bool] = dataclasses.field(default_factory=dict)
+    schedule: Schedule = Schedule()
+    urls: tuple[str, ...] = ()
+    hub: HubFile | None = None
+    gdrive: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    paper: str | None = None
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the files without which the checkpoint cannot be converted."""
+        return CONFIG_FILES if self.layout == "diffusers" else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """Verified files on disk: the weights, their hash, and what comes beside them."""
+
+    path: Path
+    sha256: str
+    extra_files: Mapping[str, Path]
+
+
+# The registry
+
+
+def registry() -> Mapping[str, Checkpoint]:
+    """Return the known checkpoints by name, in the order of the data file."""
+    file = importlib.resources.files("diip_jax") / "registry.toml"
+    rows = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {name: _checkpoint(name, row) for name, row in rows.items()}
+
+
+def _checkpoint(name: str, row: dict) -> Checkpoint:
+    row = {**row, "urls": tuple(row.get("urls", ()))}
+    row["schedule"] = Schedule(**row.get("schedule", {}))
+    if "hub" in row:
+        row["hub"] = HubFile(**row["hub"])
+    return Checkpoint(name=name, **row)
+
+
+def lookup(name: str) -> Checkpoint:
+    """Return the checkpoint called name.
+
+    Raises:
+        WeightsError: nothing is called so; the message lists close names.
+    """
+    known = registry()
+    if name in known:
+        return known[name]
+    close = [n for n in known if name and name in n][:3]
+    close = close or difflib.get_close_matches(name, known, cutoff=0.4)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise WeightsError(
+        f"no checkpoint is called {name!r}: {hint}"
+        "`python -m checkpoints_convert --list` shows all"
+    )
+
+
+def table() -> str:
+    """Return the registry as aligned text, one line per checkpoint."""
+    head = ("name", "layout", "px", "MB", "training data", "licence", "paper")
+    rows = [head, *map(_table_row, registry().values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _table_row(c: Checkpoint) -> tuple[str, ...]:
+    # ">": nobody published the size; the float32 parameters alone need this much
+    size = f"{c.bytes / 1e6:.0f}" if c.bytes else f">{4 * c.parameters / 1e6:.0f}"
+    side = str(c.image_size)
+    return c.name, c.layout, side, size, c.training_data, c.licence, c.paper or "-"
+
+
+# Fetching
+
+
+def cache_dir() -> Path:
+    """Return the folder for downloads: $DIIP_CACHE or the platform's cache folder."""
+    if chosen := os.environ.get("DIIP_CACHE"):
+        return Path(chosen).expanduser()
+    default = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    variable = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    return Path(os.environ.get(variable) or default).expanduser() / "diip_jax"
+
+
+def fetch(
+    checkpoint: Checkpoint,
+    *,
+    cache: Path,
+    offline: bool = False,
+    progress: bool = True,
+    notify: Notify,
+) -> Fetched:
+    """Return the verified files of a checkpoint, downloading them where needed.
+
+    Args:
+        checkpoint: a row of the registry, or one built by hand.
+        cache: the folder of all downloads, usually `cache_dir()`.
+        offline: never touch the network.
+        progress: show a progress bar on stderr.
+        notify: receives one-line messages: the licence before a download, a hash
+            trusted on first use, a source that failed before another is tried.
+
+    Raises:
+        WeightsError: no source gave the right file, it is absent and `offline` is set,
+            the cache cannot be used, or the libraries of `[hub]` are missing.
+    """
+    cache = Path(cache)
+    folder = cache / "downloads" / checkpoint.name
+    try:
+        lock = _read_lock(cache)
+        records, trouble = _cached(checkpoint, folder, lock)
+        if records is None:
+            sources = _sources(checkpoint, progress)
+            if offline:
+                addresses = " or ".join(address for address, _ in sources)
+                why = f"{trouble}, and offline mode forbids a download from {addresses}"
+                raise _unavailable(checkpoint, why)
+            notify(f"{checkpoint.name}: {trouble}")
+            records = _download(checkpoint, sources, folder, lock, notify)
+        return _accept(checkpoint, folder, cache, records, notify)
+    except OSError as error:
+        raise WeightsError(
+            f"{checkpoint.name}: cannot use the cache {cache}: {error}; "
+            "set DIIP_CACHE to a folder that can be written"
+        ) from error
+
+
+def _cached(
+    checkpoint: Checkpoint, folder: Path, lock: Mapping
+) -> tuple[Records | None, str]:
+    """Return what is recorded of good cached files; else delete them and say why."""
+    if not folder.exists():
+        return None, f"{checkpoint.file} is not in {folder}"
+    try:
+        return _verify(checkpoint, folder, lock), ""
+    except WeightsError as error:
+        shutil.rmtree(folder)
+        return None, f"the copy in {folder} was deleted: {error}"
+
+
+def _unavailable(checkpoint: Checkpoint, why: str) -> WeightsError:
+    return WeightsError(
+        f"{checkpoint.name}: {why}; get {checkpoint.file} by other means and run "
+        f"`python -m checkpoints_convert {checkpoint.file} OUT`"
+    )
+
+
+def _download(
+    checkpoint: Checkpoint,
+    sources: list[tuple[str, Source]],
+    folder: Path,
+    lock: Mapping,
+    notify: Notify,
+) -> Records:
+    """Fill folder from the first source whose files pass, or raise WeightsError."""
+    _require_libraries(checkpoint)
+    notify(
+        f"{checkpoint.name}: licence: {checkpoint.licence}; trained on "
+        f"{checkpoint.training_data}; published by {checkpoint.source}"
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failures, handled = [], sys.exception()  # the caller may be handling an error
+    for address, source in sources:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temp:
+            partial = Path(temp) / checkpoint.name
+            partial.mkdir()
+            try:
+                source(checkpoint, partial / checkpoint.file)
+                records = _verify(checkpoint, partial, lock)
+            except Exception as error:  # the libraries share no base class
+                failures.append(f"{address}: {_reason(error, handled)}")
+                notify(f"{checkpoint.name}: {failures[-1]}")
+                continue
+            _move(partial, folder)
+            return records
+    raise _unavailable(checkpoint, f"no source gave it: {'; '.join(failures)}")
+
+
+def _move(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():  # it exists where another run was faster
+            raise
+
+
+def _reason(error: BaseException, handled: BaseException | None) -> str:
+    """Return the root of an error in one line: libraries wrap it in layers."""
+    while not isinstance(error, WeightsError):
+        inner = error.__cause__ or error.__context__
+        if inner is None or inner is handled:
+            break
+        error = inner
+    text = " ".join(str(error).split()).rstrip(".")
+    return text[:300] or type(error).__name__
+
+
+# Sources: each puts the weights, and the hub also the extra files, at a destination
+
+
+def _sources(checkpoint: Checkpoint, progress: bool) -> list[tuple[str, Source]]:
+    """Return the addresses of a checkpoint with their downloaders, in order."""
+    found: list[tuple[str, Source]] = [
+        (url, functools.partial(from_url, url=url, progress=progress))
+        for url in checkpoint.urls
+    ]
+    if hub := checkpoint.hub:
+        host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        address = f"{host}/{hub.repo}/resolve/{hub.revision}/{hub.file}"
+        found.append((address, functools.partial(from_hub, hub=hub, progress=progress)))
+    if checkpoint.gdrive:
+        url = DRIVE_URL.format(checkpoint.gdrive)
+        found.append((url, functools.partial(from_drive, url=url, progress=progress)))
+    return found
+
+
+def _require_libraries(checkpoint: Checkpoint) -> None:
+    needs = (
+        ("pooch", checkpoint.urls),
+        ("huggingface_hub", checkpoint.hub),
+        ("gdown", checkpoint.gdrive),
+    )
+    find = importlib.util.find_spec
+    if missing := [name for name, used in needs if used and find(name) is None]:
+        raise WeightsError(
+            f"{checkpoint.name}: downloading needs {' and '.join(missing)}: "
+            'pip install "diip-jax[hub]"'
+        )
+
+
+def from_url(
+    checkpoint: Checkpoint, destination: Path, *, url: str, progress: bool
+) -> None:
+    """Download a plain URL, starting again when the connection breaks."""
+    import pooch
+    import requests
+
+    download = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 20)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            download(url, str(destination), None)
+            return
+        except requests.RequestException as error:
+            # an answer such as 404 will not change; a broken connection may
+            if isinstance(error, requests.HTTPError) or attempt == ATTEMPTS:
+                raise
+
+
+def from_hub(
+    checkpoint: Checkpoint, destination: Path, *, hub: HubFile, progress: bool
+) -> None:
+    """Download a pinned file and its configuration from the hub, or a mirror of it.
+
+    HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME mean what they do everywhere; a copy in the
+    hub's own cache is used.
+    """
+    from huggingface_hub import hf_hub_download, utils
+
+    scratch = destination.parent / ".hub"
+    silence = not (progress or utils.are_progress_bars_disabled())
+    if silence:
+        utils.disable_progress_bars()
+    try:
+        for name in (hub.file, *checkpoint.extras):
+            path = hf_hub_download(
+                hub.repo, name, revision=hub.revision, local_dir=scratch
+            )
+            target = destination if name == hub.file else destination.parent / name
+            os.replace(path, target)
+    finally:
+        if silence:
+            utils.enable_progress_bars()
+    shutil.rmtree(scratch)
+
+
+def from_drive(
+    checkpoint: Checkpoint, destination: Path, *, url: str, progress: bool
+) -> None:
+    """Download from Google Drive, through its confirmation page for large files."""
+    import gdown
+
+    gdown.download(url=url, output=str(destination), quiet=not progress)
+
+
+# Trust
+
+
+def _verify(checkpoint: Checkpoint, folder: Path, lock: Mapping) -> Records:
+    """Return what is recorded of the files in folder, or raise WeightsError."""
+    known = lock.get(checkpoint.name, {})
+    names = (checkpoint.file, *checkpoint.extras)
+    records = {n: _record(checkpoint, folder / n, known.get(n, {})) for n in names}
+    _check_weights(checkpoint, folder / checkpoint.file, records[checkpoint.file])
+    for name in _unpublished(checkpoint):
+        sha256 = records[name]["sha256"]
+        recorded = known.get(name, {}).get("sha256", sha256)
+        if sha256 != recorded:
+            raise WeightsError(
+                f"sha256 of {name} is {sha256}, but {recorded} was recorded in {LOCK} "
+                "at the first download; delete that entry if the publisher replaced it"
+            )
+    return records
+
+
+def _unpublished(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the files for which nobody publishes a hash."""
+    weights = () if checkpoint.sha256 or checkpoint.md5 else (checkpoint.file,)
+    return (*weights, *checkpoint.extras)
+
+
+def _record(checkpoint: Checkpoint, path: Path, known: Mapping) -> dict:
+    """Return size, time and hashes of a file; if it is unchanged, those known."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path.name} is missing") from error
+    algorithms = ["sha256", "md5"] if checkpoint.md5 else ["sha256"]
+    record: dict = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if record.items() <= known.items() and known.keys() >= set(algorithms):
+        return dict(known)
+    for algorithm in algorithms:
+        with path.open("rb") as file:
+            record[algorithm] = hashlib.file_digest(file, algorithm).hexdigest()
+    return record
+
+
+def _check_weights(checkpoint: Checkpoint, path: Path, record: Mapping) -> None:
+    """Raise WeightsError unless the file is what was published."""
+    size = record["bytes"]
+    if (title := _html_title(path)) is not None:
+        raise WeightsError(f"an HTML page ({title}) came instead of {path.name}")
+    if checkpoint.bytes is not None and size != checkpoint.bytes:
+        raise WeightsError(f"{path.name} has {size} bytes, not {checkpoint.bytes}")
+    published = {"sha256": checkpoint.sha256, "md5": checkpoint.md5}
+    for name, wanted in published.items():
+        if wanted and record[name] != wanted:
+            found = record[name]
+            raise WeightsError(f"{name} of {path.name} is {found}, not {wanted}")
+    # Without a published hash, at least a cut-off file must not become the reference.
+    if not any(published.values()) and size < 4 * checkpoint.parameters:
+        raise WeightsError(
+            f"{path.name} has {size} bytes, too few for {checkpoint.parameters} "
+            "float32 parameters"
+        )
+
+
+def _html_title(path: Path) -> str | None:
+    """Return the title of an HTML page, or None if the file is not one."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if not re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)", start, re.I):
+        return None
+    title = re.search(rb"<title[^>]*>(.*?)</title>", start, re.I | re.S)
+    text = title.group(1).decode("utf-8", "replace") if title else "no title"
+    return " ".join(text.split())[:80]
+
+
+def _accept(
+    checkpoint: Checkpoint, folder: Path, cache: Path, records: Records, notify: Notify
+) -> Fetched:
+    """Write down what is new about verified files and return them."""
+    lock = _read_lock(cache)  # again: other runs may have written during a download
+    known = lock.get(checkpoint.name, {})
+    if records != known:
+        _write_lock(cache, {**lock, checkpoint.name: records})
+    if new := [name for name in _unpublished(checkpoint) if name not in known]:
+        hashes = ", ".join(f"{name} {records[name]['sha256']}" for name in new)
+        notify(
+            f"{checkpoint.name}: nobody publishes a hash, so it was recorded in "
+            f"{cache / LOCK} and will be compared from now on: {hashes}"
+        )
+    extras = {name: folder / name for name in checkpoint.extras}
+    sha256 = str(records[checkpoint.file]["sha256"])
+    return Fetched(folder / checkpoint.file, sha256, extras)
+
+
+def _read_lock(cache: Path) -> dict[str, Records]:
+    try:
+        return json.loads((cache / LOCK).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise WeightsError(
+            f"{cache / LOCK} is not valid JSON; repair it, or delete it to trust the "
+            "cached files as they are"
+        ) from error
+
+
+def _write_lock(cache: Path, lock: Mapping) -> None:
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as temp:
+        path = Path(temp) / LOCK
+        path.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n")
+        path.replace(cache / LOCK)  # a reader never sees half a file

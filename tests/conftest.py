@@ -1,0 +1,68 @@
+"""Fixtures: a key, a tiny prior with random weights, stricter JAX where it fits."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import pytest
+import seeded
+
+from diip_jax import restore
+from diip_jax.prior import Prior
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"  # photos and PyTorch priors, where they are present
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """Return a random key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_prior() -> Prior:
+    """Return an ADM prior of two levels and 32 channels, for any canvas."""
+    return seeded.prior()
+
+
+@pytest.fixture(scope="session")
+def restore_jit() -> Callable:
+    """Return `jit(restore)`, one for all tests: equal programs compile once."""
+    return jax.jit(restore)
+
+
+@pytest.fixture(scope="session")
+def restore_vmap() -> Callable:
+    """Return `jit(vmap(restore))` over images and keys, one for all tests."""
+    return jax.jit(jax.vmap(restore, (None, 0, 0, None)))
+
+
+@pytest.fixture
+def strict_ranks() -> Iterator[None]:
+    """Make JAX refuse to add arrays of different rank.
+
+    Not for the whole suite: a bias per channel is added to (N, H, W, C) in every layer
+    of a network, which is what broadcasting is for. The code outside the networks is
+    held to it.
+    """
+    before = jax.config.jax_numpy_rank_promotion
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", before)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Compute in float64, so that finite differences mean something."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of photos and PyTorch priors, or skip the test."""
+    if not (SHARED / "priors").is_dir():
+        pytest.skip("no folder of PyTorch priors beside the repository")
+    return SHARED

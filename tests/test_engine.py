@@ -1,0 +1,424 @@
+"""Lanes against images restored alone, runs cut short, and eight devices.
+
+The partner is `diip.restore`, one `while_loop` without lanes; for the counting of
+iterations it is arithmetic on jobs whose lengths are known beforehand.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+
+from diip_jax import diip, engine
+from diip_jax import prior as priors
+from diip_jax.diip import StopReason
+
+ROOT = Path(__file__).parents[1]
+BUDGET = seeded.PRESET.max_iterations
+CONFIG = seeded.PRESET.replace(k_min=1000, epsilon=0.012)
+LONG = CONFIG.replace(learning_rate=1e-3, epsilon=0.0)  # small steps: nothing fires
+# Sizes of two canvases, (16, 16) and (12, 10); two images fill their canvas partly.
+SIZES = [(16, 16), (15, 16), (12, 10), (16, 16), (15, 16), (16, 16)]
+
+# A convolution over several images may add in another order than over one, and up to
+# 40 iterations carry the difference on; measured 3e-6.
+TOLERANCE = 1e-4
+
+
+def images(sizes=SIZES):
+    """Return pictures of which no two are equally hard."""
+    return [
+        0.5 + (0.2 + 0.05 * i) * (seeded.image(*size, seed=i) - 0.5)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def jobs_of(pictures, key, states=None):
+    states = states or [None] * len(pictures)
+    return [
+        engine.Job(y.shape[:2], lambda y=y: y, jax.random.fold_in(key, i), state)
+        for i, (y, state) in enumerate(zip(pictures, states, strict=True))
+    ]
+
+
+def collect(reports):
+    """Return the restorations of a run by job, and its last report."""
+    done, last = {}, None
+    for last in reports:
+        done |= {lane.job: lane.restoration() for lane in last.finished}
+    return done, last
+
+
+def check_same(actual, expected, tolerance=TOLERANCE):
+    assert actual.reason == expected.reason
+    assert actual.iteration == expected.iteration
+    assert actual.num_iterations == expected.num_iterations
+    np.testing.assert_allclose(actual.image, expected.image, atol=tolerance)
+    np.testing.assert_allclose(actual.losses, expected.losses, rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def key():
+    """Return the key that the keys of all images are folded from."""
+    return jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_prior, key, restore_jit):
+    """Return every image restored by itself."""
+    return [
+        jax.device_get(restore_jit(tiny_prior, y, jax.random.fold_in(key, i), CONFIG))
+        for i, y in enumerate(images())
+    ]
+
+
+def test_images_stop_at_different_iterations(alone):
+    """Otherwise the tests below would show little."""
+    counts = [int(r.num_iterations) for r in alone]
+    assert len(set(counts)) >= 4, counts
+    assert max(counts) < BUDGET, "the budget ended a run, not a criterion"
+    assert all(r.reason == StopReason.HIGH_FREQUENCY for r in alone)
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_lanes_with_refill_agree_with_images_alone(tiny_prior, key, alone, num_lanes):
+    together = engine.restore_many(
+        tiny_prior, images(), key, CONFIG, num_lanes=num_lanes, chunk=7
+    )
+    assert len(together) == len(alone)
+    for size, actual, expected in zip(SIZES, together, alone, strict=True):
+        assert actual.image.shape == (*size, 3)
+        check_same(actual, expected)
+
+
+def test_vmap_agrees_with_images_alone(tiny_prior, key, alone, restore_vmap):
+    chosen = [i for i, size in enumerate(SIZES) if size == (16, 16)][:2]
+    ys = jnp.stack([images()[i] for i in chosen])
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in chosen])
+    both = restore_vmap(tiny_prior, ys, keys, CONFIG)
+    for lane, i in enumerate(chosen):
+        check_same(jax.tree.map(lambda a, n=lane: a[n], both), alone[i])
+
+
+def test_order_of_the_images_does_not_matter(tiny_prior, key, alone):
+    order = [4, 0, 3, 1]
+    pictures, jobs = images(), jobs_of(images(), key)
+    done, _ = collect(
+        engine.run(tiny_prior, [jobs[i] for i in order], CONFIG, num_lanes=2)
+    )
+    for place, i in enumerate(order):
+        assert done[place].image.shape == pictures[i].shape
+        check_same(done[place], alone[i])
+
+
+# One image: progress, interruption, resumption
+
+
+def one_job(key, state=None):
+    return jobs_of([seeded.image(16, 16)], key, [state])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_prior, key):
+    """Return a run of one image to its budget, in one go."""
+    done, _ = collect(engine.run(tiny_prior, one_job(key), LONG, chunk=BUDGET))
+    assert done[0].num_iterations == BUDGET
+    return done[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 9, 1000])
+def test_length_of_a_chunk_does_not_matter(tiny_prior, key, uninterrupted, chunk):
+    done, last = collect(engine.run(tiny_prior, one_job(key), LONG, chunk=chunk))
+    chex.assert_trees_all_equal(done[0], uninterrupted)  # the same program: bit by bit
+    assert last.lane_iterations == last.useful_iterations == BUDGET
+
+
+def test_chunk_may_change_as_the_run_goes(tiny_prior, key, uninterrupted):
+    lengths = iter([5, 1, 20, 100])
+    reports = list(
+        engine.run(tiny_prior, one_job(key), LONG, chunk=lambda: next(lengths))
+    )
+    assert [report.iterations for report in reports] == [5, 1, 20, 14]
+    answer = reports[-1].finished[0].restoration()
+    chex.assert_trees_all_equal(answer, uninterrupted)
+
+
+def test_resuming_is_bit_identical(tiny_prior, key, uninterrupted):
+    snapshots = []
+    for report in engine.run(tiny_prior, one_job(key), LONG, chunk=13):
+        snapshots += [lane.snapshot() for lane in report.running]
+    assert len(snapshots) == 3
+    for snapshot in (snapshots[0], snapshots[-1]):
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(snapshot))
+        resumed = one_job(key, snapshot)
+        done, last = collect(engine.run(tiny_prior, resumed, LONG, chunk=8))
+        chex.assert_trees_all_equal(done[0], uninterrupted)
+        assert last.useful_iterations == BUDGET - int(snapshot.k)
+
+
+def test_snapshots_have_the_announced_shapes(tiny_prior, key):
+    report = next(iter(engine.run(tiny_prior, one_job(key), LONG, chunk=2)))
+    snapshot = report.running[0].snapshot()
+    expected = engine.abstract_state(tiny_prior, (16, 16), LONG)
+    chex.assert_trees_all_equal_shapes_and_dtypes(snapshot, expected)
+
+
+def test_progress_is_read_off_the_traces(tiny_prior, key, uninterrupted):
+    k = -1
+    for report in engine.run(tiny_prior, one_job(key), LONG, chunk=7):
+        [lane] = [*report.running, *report.finished]
+        assert lane.job == 0
+        assert lane.iteration == min(k + 7, BUDGET - 1)
+        k = lane.iteration
+        assert lane.loss == uninterrupted.losses[k]
+        assert lane.sharpness == uninterrupted.sharpnesses[k]
+        assert lane.decrease == pytest.approx(uninterrupted.decreases[k], rel=1e-6)
+        assert not report.interrupted
+        assert report.iterations == min(7, BUDGET - 7 * (k // 7))
+        assert report.seconds > 0
+
+
+def test_answers_on_the_way_are_the_images_of_their_iteration(tiny_prior, key):
+    z = jnp.zeros((16, 16, 3))
+    g = seeded.compile_quickly(priors.generator(tiny_prior, LONG), z)
+    before = None
+    for report in engine.run(tiny_prior, one_job(key), LONG, chunk=1):
+        if report.finished:
+            break
+        answer = report.running[0].restoration()
+        assert answer.reason == StopReason.MAX_ITERATIONS  # as if the budget ended here
+        if before is not None:
+            image = (g(before.z) + 1) / 2
+            np.testing.assert_allclose(answer.image, image, atol=TOLERANCE)
+        before = answer
+
+
+def test_should_stop_ends_the_run_with_what_there_is(tiny_prior, key):
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) == 2
+
+    pictures = images([(16, 16)] * 3)
+    reports = list(
+        engine.run(
+            tiny_prior,
+            jobs_of(pictures, key),
+            LONG,
+            num_lanes=2,
+            chunk=5,
+            should_stop=should_stop,
+        )
+    )
+    assert [report.interrupted for report in reports] == [False, True]
+    last = reports[-1]
+    assert not last.running
+    assert sorted(lane.job for lane in last.finished) == [0, 1]  # the third never began
+    for lane in last.finished:
+        answer = lane.restoration()
+        assert answer.num_iterations == 10
+        assert answer.reason == StopReason.MAX_ITERATIONS
+        assert np.isfinite(answer.image).all()
+        assert np.isnan(answer.losses[10:]).all()
+
+
+# Trouble
+
+
+def unreadable():
+    raise ValueError("x.png is truncated")
+
+
+def test_a_bad_image_does_not_stop_the_others(tiny_prior, key, alone):
+    jobs = jobs_of(images(), key)
+    jobs[1] = jobs[1]._replace(load=unreadable)
+    jobs[3] = jobs[3]._replace(load=lambda: np.full((16, 16, 3), np.nan))
+    done, failures = {}, {}
+    for report in engine.run(tiny_prior, jobs, CONFIG, num_lanes=2):
+        done |= {lane.job: lane.restoration() for lane in report.finished}
+        failures |= {failure.job: str(failure.error) for failure in report.failed}
+    assert set(failures) == {1, 3}
+    assert failures[1] == "x.png is truncated"
+    assert "NaN" in failures[3]
+    assert set(done) == {0, 2, 4, 5}
+    for i, answer in done.items():
+        check_same(answer, alone[i])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_only_bad_images(tiny_prior, key, count):
+    jobs = [engine.Job((16, 16), unreadable, key)] * count
+    reports = list(engine.run(tiny_prior, jobs, CONFIG, num_lanes=2))
+    assert [f.job for report in reports for f in report.failed] == list(range(count))
+    assert not any(report.finished or report.running for report in reports)
+
+
+def test_restore_many_raises_what_an_image_raises(tiny_prior, key):
+    with pytest.raises(ValueError, match="y ranges over"):
+        engine.restore_many(tiny_prior, [np.full((16, 16, 3), 2.0)], key, CONFIG)
+
+
+def test_nothing_to_do(tiny_prior, key):
+    assert engine.restore_many(tiny_prior, [], key, CONFIG) == []
+
+
+# Memory
+
+
+def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
+    monkeypatch.setattr(engine, "memory", lambda prior, size, config, n: 10 * n)
+    monkeypatch.setattr(engine, "_available_bytes", lambda: 50)
+    assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 45 < 80
+    monkeypatch.setattr(engine, "_available_bytes", lambda: 1)
+    assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 1
+    monkeypatch.setattr(engine, "_available_bytes", lambda: None)
+    assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 16
+
+
+@pytest.fixture
+def room_for_one(monkeypatch):
+    """Let a device that promised room for two lanes run out of memory with them."""
+    advance = engine.advance
+
+    def small(prior, lanes, *args):
+        if len(lanes.y) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return advance(prior, lanes, *args)
+
+    monkeypatch.setattr(engine, "advance", small)
+    monkeypatch.setattr(engine, "fitting_lanes", lambda *args: 2)
+
+
+@pytest.mark.usefixtures("room_for_one")
+def test_running_out_of_memory_halves_the_lanes_and_loses_nothing(
+    tiny_prior, key, alone
+):
+    jobs = jobs_of(images()[:4], key)
+    jobs[1] = jobs[1]._replace(load=unreadable)
+    del jobs[2]  # of another canvas
+    done, failures = {}, []
+    for report in engine.run(tiny_prior, jobs, CONFIG, num_lanes=None):
+        done |= {lane.job: lane.restoration() for lane in report.finished}
+        failures += [failure.job for failure in report.failed]
+    assert failures == [1]
+    assert set(done) == {0, 2}
+    check_same(done[0], alone[0])
+    check_same(done[2], alone[3])
+
+
+@pytest.mark.usefixtures("room_for_one")
+def test_a_number_of_lanes_that_was_asked_for_is_not_changed(tiny_prior, key):
+    jobs = jobs_of(images([(16, 16)] * 2), key)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        list(engine.run(tiny_prior, jobs, CONFIG, num_lanes=2))
+
+
+# Utilisation
+
+
+def test_lanes_are_kept_busy(tiny_prior, key):
+    """Four times as many images as lanes, 8 to 40 iterations long, in mixed order.
+
+    The lengths are known because each job goes on from a state that has done the rest.
+    """
+    lengths = [40, 8, 20, 32, 12, 40, 8, 24, 36, 16, 28, 8, 40, 12, 32, 20]
+    assert max(lengths) >= 3 * min(lengths)
+    pictures = images([(16, 16)] * len(lengths))
+    states = []
+    for i, (y, length) in enumerate(zip(pictures, lengths, strict=True)):
+        _, state = diip.prepare(tiny_prior, y, jax.random.fold_in(key, i), LONG)
+        states.append(jax.device_get(state._replace(k=jnp.int32(BUDGET - length))))
+    jobs = jobs_of(pictures, key, states)
+    ended, previous = [], 0
+    for report in engine.run(tiny_prior, jobs, LONG, num_lanes=4, chunk=4):
+        assert len(report.running) + len(report.finished) <= 4
+        assert report.useful_iterations >= previous
+        previous = report.useful_iterations
+        assert not report.failed
+        ended += [lane.job for lane in report.finished]
+        for lane in report.finished:
+            assert lane.restoration().num_iterations == BUDGET
+    assert sorted(ended) == list(range(len(lengths)))
+    assert report.useful_iterations == sum(lengths)
+    utilisation = report.useful_iterations / report.lane_iterations
+    assert utilisation >= 0.9, f"{utilisation:.3f}"
+    # In groups of four that wait for their slowest it would be this much:
+    groups = [max(lengths[i : i + 4]) for i in range(0, len(lengths), 4)]
+    assert utilisation > 1.2 * sum(lengths) / (4 * sum(groups))
+
+
+def test_memory_is_more_than_the_weights(tiny_prior):
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_prior.params))
+    needed = engine.memory(tiny_prior, (16, 16), CONFIG)
+    if needed is None:
+        pytest.skip("this backend does not say")
+    assert needed > weights
+
+
+# Eight devices
+
+TWELVE = [(16, 16)] * 12
+SHARDED = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import seeded
+import test_engine as here
+from diip_jax import engine
+
+devices = jax.devices()
+assert len(devices) == 8, devices
+mesh = Mesh(np.array(devices), ("lanes",))
+prior = jax.device_put(seeded.prior(), NamedSharding(mesh, PartitionSpec()))
+restorations = engine.restore_many(
+    prior,
+    here.images(here.TWELVE),
+    jax.random.key(7),
+    here.CONFIG,
+    num_lanes=8,
+    sharding=NamedSharding(mesh, PartitionSpec("lanes")),
+)
+fields = ("image", "losses", "reason", "iteration", "num_iterations")
+stacked = {name: [getattr(r, name) for r in restorations] for name in fields}
+np.savez(sys.argv[1], **stacked)
+"""
+
+
+def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
+    """Twelve images on eight lanes, one per device, against lanes on one device."""
+    path, here = tmp_path / "sharded.npz", Path(__file__).parent
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SHARDED, str(path)],
+        env={
+            **os.environ,
+            "XLA_FLAGS": flags.strip(),
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(here)]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = engine.restore_many(tiny_prior, images(TWELVE), key, CONFIG, num_lanes=2)
+    with np.load(path) as sharded:
+        actual = dict(sharded)
+    for i, one in enumerate(expected):
+        assert actual["reason"][i] == one.reason
+        assert actual["iteration"][i] == one.iteration
+        assert actual["num_iterations"][i] == one.num_iterations
+        np.testing.assert_allclose(actual["image"][i], one.image, atol=TOLERANCE)
+        np.testing.assert_allclose(actual["losses"][i], one.losses, rtol=TOLERANCE)
+    assert len({int(one.num_iterations) for one in expected}) >= 4

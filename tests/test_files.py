@@ -1,0 +1,571 @@
+"""Photos through `planning`, `sizing` and `files`, from file to file.
+
+The partner is `engine.restore_many` on arrays: what a file holds must be what it gives,
+rounded. Orders of events are set up by hand, kills by leaving a run half-way.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seeded
+from PIL import Image
+
+from diip_jax import engine, files, images, inputs, metrics, planning, record, sizing
+from diip_jax.files import Outcome, Progress
+from diip_jax.images import ImageError
+from diip_jax.inputs import OutputError
+from diip_jax.planning import Options
+
+SIZE = (24, 24)
+# Stops long before its budget, by the sharpness, and returns an earlier iterate.
+CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
+LONG = CONFIG.replace(criterion="never", max_iterations=40)
+ONE = Options(num_lanes=1)
+
+
+def save(path, image=None, seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = seeded.image(*SIZE, seed=seed) if image is None else image
+    Image.fromarray(np.uint8(255 * image)).save(path, **options)
+    return path
+
+
+def planned(prior, patterns, config=CONFIG, options=ONE, **find):
+    patterns = [str(pattern) for pattern in patterns]
+    many = inputs.names_many(patterns)
+    sources = inputs.find(patterns, **find)
+    return planning.plan(prior, sources, config, options, many=many)
+
+
+def restored(prior, tasks, config=CONFIG, options=ONE, **run):
+    """Return the outcomes and the progress of a run."""
+    events = list(files.restore_files(prior, tasks, config, options, **run))
+    outcomes = [event for event in events if isinstance(event, Outcome)]
+    return outcomes, [event for event in events if isinstance(event, Progress)]
+
+
+# Sizes.
+
+
+def sized(prior, mode, size, tile=None, overlap=None):
+    config = sizing.settings(prior, CONFIG, mode, tile, overlap)
+    return sizing.layout(prior, config, mode, size)
+
+
+@pytest.fixture(scope="module")
+def fixed_prior():
+    """Return a prior for 16x16 pixels and nothing else."""
+    return seeded.prior(any_size=False)
+
+
+# Windows of 16 that share at least 4 pixels: 24 pixels take 2, 40 take 3 of them.
+@pytest.mark.parametrize(
+    ("mode", "size", "tile", "expected"),
+    [
+        ("auto", (24, 24), None, ("native", (24, 24), (24, 24), 1)),
+        ("auto", (23, 9), None, ("native", (23, 9), (24, 10), 1)),
+        ("auto", (24, 40), 16, ("tile", (24, 40), (24, 40), 6)),
+        ("auto", (16, 16), 16, ("native", (16, 16), (16, 16), 1)),
+        ("tile", (24, 24), 16, ("tile", (24, 24), (24, 24), 4)),
+        ("tile", (12, 24), 16, ("tile", (12, 24), (16, 24), 2)),
+        ("native", (700, 600), None, ("native", (700, 600), (704, 608), 1)),
+        ("fit", (24, 48), 16, ("fit", (8, 16), (8, 16), 1)),
+        ("fit", (12, 12), 16, ("native", (12, 12), (12, 12), 1)),
+    ],
+)
+def test_layout_of_a_prior_of_any_size(tiny_prior, mode, size, tile, expected):
+    assert sized(tiny_prior, mode, size, tile) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "expected"),
+    [
+        ("auto", (16, 16), ("native", (16, 16), (16, 16), 1)),
+        ("auto", (24, 24), ("tile", (24, 24), (24, 24), 4)),
+        ("auto", (10, 12), ("native", (10, 12), (16, 16), 1)),
+        ("native", (16, 16), ("native", (16, 16), (16, 16), 1)),
+        ("fit", (32, 16), ("fit", (16, 8), (16, 16), 1)),
+    ],
+)
+def test_layout_of_a_prior_of_one_size(fixed_prior, mode, size, expected):
+    assert sized(fixed_prior, mode, size) == expected
+
+
+def test_auto_gives_canvases_up_to_512_whole(tiny_prior):
+    assert sized(tiny_prior, "auto", (512, 512)).num_tiles == 1
+    layout = sized(tiny_prior, "auto", (513, 100))
+    assert layout.mode == "tile"
+    assert layout.num_tiles == 2  # of 512, sharing a quarter
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "tile", "message"),
+    [
+        ("native", (24, 24), None, "works on 16x16 only; set tile"),
+        ("auto", (24, 24), 32, "works on 16 only"),
+        ("native", (16, 16), 16, "has no tiles"),
+        ("tile", (24, 24), 15, "multiple of 2"),
+        ("fit", (160, 16), None, "too narrow"),
+        ("auto", (7, 16), None, "at least 8"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(
+    fixed_prior, mode, size, tile, message
+):
+    with pytest.raises(ValueError, match=message):
+        sized(fixed_prior, mode, size, tile)
+
+
+def test_resize():
+    image = seeded.image(32, 48)
+    smaller = sizing.resize(image, (16, 24))
+    assert smaller.shape == (16, 24, 3)
+    assert smaller.dtype == np.float32
+    # Four pixels become one: about their mean, as far as a picture is smooth.
+    means = image.reshape(16, 2, 24, 2, 3).mean(axis=(1, 3))
+    assert np.abs(smaller - means).mean() < 0.05
+    assert sizing.resize(image, (32, 48)) is image
+    edge = np.zeros((8, 8, 3), np.float32)
+    edge[:, 4:] = 1  # Lanczos rings beyond [0, 1] here
+    larger = sizing.resize(edge, (32, 32))
+    assert larger.min() >= 0
+    assert larger.max() <= 1
+
+
+# Plans.
+
+
+def test_plan_of_one_photo(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.y.jpg")
+    (task,) = planned(tiny_prior, [source]).tasks
+    assert task.output == tmp_path / "x.y_diip.png"  # lossless unless asked otherwise
+    assert task.record == tmp_path / "x.y_diip.json"
+    assert task.size == SIZE
+    assert task.layout.mode == "native"
+    assert planning.unet_calls(task, CONFIG) == 12 * 5  # iterations, steps
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.y.jpg"]
+
+
+def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
+    config = sizing.settings(tiny_prior, CONFIG, "tile", 16, 4)
+    options = dataclasses.replace(ONE, size_mode="tile")
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
+    assert planning.unet_calls(plan.tasks[0], config) == 12 * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("ext", "suffix"), [("auto", ".png"), ("webp", ".webp"), ("jpg", ".jpg")]
+)
+def test_the_extension_that_was_asked_for(tiny_prior, tmp_path, ext, suffix):
+    options = dataclasses.replace(ONE, ext=ext)
+    plan = planned(tiny_prior, [save(tmp_path / "x.bmp")], options=options)
+    assert plan.tasks[0].output.suffix == suffix
+
+
+def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
+    save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "text.png").write_text("no picture")
+    (tmp_path / "in" / "empty.png").touch()
+    save(tmp_path / "in" / "pixel.png", np.zeros((1, 1, 3)))
+    missing = tmp_path / "missing.png"
+    plan = planned(tiny_prior, [tmp_path / "in", missing])
+    assert [task.source.path.name for task in plan.tasks] == ["good.png"]
+    reasons = {path.name: reason for path, reason in plan.failed}
+    assert "not a picture" in reasons["text.png"]
+    assert "empty" in reasons["empty.png"]
+    assert "1x1" in reasons["pixel.png"]
+    assert "No such file" in reasons["missing.png"]
+    assert all(str(path) in reason for path, reason in plan.failed)
+    assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_what_a_format_cannot_hold_is_known_before_the_restoration(
+    tiny_prior, tmp_path
+):
+    save(tmp_path / "x.png", np.full((*SIZE, 4), 0.5))
+    plan = planned(
+        tiny_prior, [tmp_path / "x.png"], options=dataclasses.replace(ONE, ext="jpg")
+    )
+    assert not plan.tasks
+    assert "JPEG cannot hold alpha" in plan.failed[0][1]
+
+
+def test_an_input_is_never_written_over(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    aliases = [source, Path(f"{source.parent}/../{tmp_path.name}/x.png")]
+    link = tmp_path / "link.png"
+    link.symlink_to(source)
+    for output in (*aliases, link):
+        options = dataclasses.replace(ONE, output=str(output))
+        with pytest.raises(OutputError, match="is an input"):
+            planned(tiny_prior, [source], options=options)
+    reference = save(tmp_path / "clean.png")
+    options = dataclasses.replace(ONE, output=str(reference), reference=reference)
+    with pytest.raises(OutputError, match="is an input"):
+        planned(tiny_prior, [source], options=options)
+
+
+def test_an_output_that_is_another_input_is_refused(tiny_prior, tmp_path):
+    save(tmp_path / "x.png")
+    save(tmp_path / "x_diip.png")  # somebody's own picture: it has no record
+    options = dataclasses.replace(ONE, output=str(tmp_path))
+    with pytest.raises(OutputError, match="is an input"):
+        planned(tiny_prior, [tmp_path], options=options)
+
+
+def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "taken_diip.png").mkdir()
+
+    def check(output):
+        options = dataclasses.replace(ONE, output=output and str(output))
+        planning.check_writable(planned(tiny_prior, [source], options=options).tasks)
+
+    with pytest.raises(ImageError, match="choose another --output"):
+        check(tmp_path / "file" / "out")
+    os.rename(source, tmp_path / "taken.png")
+    source = tmp_path / "taken.png"
+    with pytest.raises(ImageError, match="taken_diip.png: it is a folder"):
+        check(None)
+    check(tmp_path / "new" / "sub")
+    assert not list((tmp_path / "new" / "sub").iterdir())  # made, and left empty
+
+
+# Restorations.
+
+
+def test_a_file_holds_what_the_engine_gives(tiny_prior, tmp_path):
+    save(tmp_path / "x.png")
+    plan = planned(tiny_prior, [tmp_path / "x.png"])
+    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    y = images.read(tmp_path / "x.png").rgb
+    key = jax.random.fold_in(jax.random.key(0), inputs.name_hash(Path("x.png")))
+    job = engine.Job(SIZE, lambda: y, key)
+    *_, last = engine.run(tiny_prior, [job], CONFIG)
+    answer = last.finished[0].restoration()
+    written = np.asarray(Image.open(tmp_path / "x_diip.png"))
+    np.testing.assert_array_equal(written, np.rint(255 * np.clip(answer.image, 0, 1)))
+
+    content = json.loads((tmp_path / "x_diip.json").read_text())
+    assert content == outcome.record
+    assert content["schema"] == "diip.result/1"
+    assert content["status"] == "ok"
+    assert content["input"]["sha256"] == record.sha256(tmp_path / "x.png")
+    assert content["stop"] == record.stop(answer, CONFIG)
+    assert content["curves"] == record.curves(answer)
+    assert content["model"]["licence"] == "Apache-2.0"
+    assert content["config"]["size_mode"] == "native"
+    assert content["config"]["num_tiles"] == 1
+    assert content["output"] == {
+        "path": str(tmp_path / "x_diip.png"),
+        "size": [24, 24],
+    }
+    assert content["metrics"]["psnr"] is None
+    assert content["timing"]["s_per_iter"] > 0
+    assert content["timing"]["total_s"] >= content["timing"]["compile_s"]
+    names = ["x.png", "x_diip.json", "x_diip.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_seconds_per_iteration_are_those_of_the_iterations_alone(
+    tiny_prior, tmp_path, monkeypatch
+):
+    # A chunk ends early where its image stops; and compiling is no iteration.
+    ticks = iter(range(0, 10_000))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(files, "SECONDS_PER_CHUNK", 1e6)
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
+    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    # The engine looks at the clock before and after each call: one tick apart. The
+    # first call compiles, the second does one iteration, the third all the others.
+    iterations, timing = outcome.record["stop"]["at"] + 1, outcome.record["timing"]
+    assert iterations < CONFIG.max_iterations
+    assert timing["compile_s"] == 1.0
+    assert timing["s_per_iter"] == pytest.approx(2 / iterations, rel=1e-5)
+
+
+def test_fit_restores_a_smaller_picture_and_gives_back_the_size(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png", np.dstack([seeded.image(48, 32)] * 1))
+    config = sizing.settings(tiny_prior, CONFIG, "fit", 24, None)
+    options = dataclasses.replace(ONE, size_mode="fit")
+    plan = planned(tiny_prior, [source], config, options)
+    (outcome,), _ = restored(tiny_prior, plan.tasks, config, options)
+    y = sizing.resize(images.read(source).rgb, (24, 16))
+    key = planning.key(0, Path("x.png"))
+    *_, last = engine.run(tiny_prior, [engine.Job((24, 16), lambda: y, key)], config)
+    expected = sizing.resize(last.finished[0].restoration().image, (48, 32))
+    written = images.read(tmp_path / "x_diip.png").rgb
+    assert np.abs(written - expected).max() <= 0.51 / 255  # rounding
+    assert outcome.record["config"]["size_mode"] == "fit"
+    assert outcome.record["output"]["size"] == [32, 48]
+    assert "scaled_down" in outcome.record["warnings"]
+
+
+def test_the_same_photo_has_the_same_start_in_any_company(tiny_prior, tmp_path):
+    for n in range(4):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    keys = []
+
+    def started(patterns, **options):
+        seen = {}
+        original = engine.run
+
+        def spy(prior, jobs, *args, **kwargs):
+            plan_names = [task.source.relative.name for task in plan.tasks]
+            seen.update(zip(plan_names, (j.key for j in jobs), strict=True))
+            return original(prior, jobs, *args, **kwargs)
+
+        chosen = dataclasses.replace(ONE, output=str(tmp_path / "out"), **options)
+        plan = planned(tiny_prior, patterns, options=chosen)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "run", spy)
+            outcomes, _ = restored(tiny_prior, plan.tasks, options=chosen)
+        keys.append(jax.random.key_data(seen["2.png"]))
+        (mine,) = [o for o in outcomes if o.task.source.relative.name == "2.png"]
+        return mine.record["stop"], images.read(mine.task.output).rgb
+
+    alone = started([tmp_path / "in" / "2.png"])
+    in_four = started([tmp_path / "in"], num_lanes=4, overwrite=True)
+    np.testing.assert_array_equal(keys[0], keys[1])
+    assert in_four[0]["at"] == alone[0]["at"]
+    # Lanes may be added up in another order: one grey level where a value is halfway.
+    assert np.abs(in_four[1] - alone[1]).max() <= 1.01 / 255
+
+
+def test_a_file_that_goes_away_during_the_run_does_not_stop_the_others(
+    tiny_prior, tmp_path
+):
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / "in" / name)
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    plan = planned(tiny_prior, [tmp_path / "in"], options=options)
+    (tmp_path / "in" / "a.png").unlink()
+    save(tmp_path / "in" / "b.png", seed=7)  # other pixels than were planned
+    outcomes, progress = restored(tiny_prior, plan.tasks, options=options)
+    errors = {o.task.source.path.name: o.error for o in outcomes}
+    assert "No such file" in errors["a.png"]
+    assert "changed during the run" in errors["b.png"]
+    assert errors["c.png"] is None
+    assert progress[-1].num_done == 3
+    out = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert out == ["c_diip.json", "c_diip.png"]
+
+
+def test_an_output_that_cannot_be_written_in_the_end_is_a_failure(tiny_prior, tmp_path):
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
+    (tmp_path / "x_diip.png").mkdir()  # after it was tried
+    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    assert "cannot write" in outcome.error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png", "x_diip.png"]
+
+
+def test_a_picture_never_stands_beside_the_record_of_another(
+    tiny_prior, tmp_path, monkeypatch
+):
+    """A kill between picture and record must not leave the old record behind."""
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
+    restored(tiny_prior, plan.tasks)
+    first = (tmp_path / "x_diip.png").read_bytes()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(record, "write", die)
+    options = dataclasses.replace(ONE, seed=1)
+    plan = planned(tiny_prior, [tmp_path / "x.png"], options=options)
+    with pytest.raises(Killed):
+        restored(tiny_prior, plan.tasks, options=options)
+    assert (tmp_path / "x_diip.png").read_bytes() != first
+    assert not (tmp_path / "x_diip.json").exists()
+
+
+# Runs that are cut short.
+
+
+def test_finished_photos_are_passed_over(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name)
+    restored(
+        tiny_prior,
+        planned(tiny_prior, [tmp_path / "in"], options=options).tasks,
+        options=options,
+    )
+
+    def left(config=CONFIG, **changes):
+        changed = dataclasses.replace(options, **changes)
+        plan = planned(tiny_prior, [tmp_path / "in"], config, changed)
+        return [task.source.path.name for task in plan.tasks]
+
+    assert left() == []
+    assert left(num_lanes=2, save_every=3) == []  # these decide no pixel
+    assert left(overwrite=True) == ["a.png", "b.png"]
+    assert left(seed=1) == ["a.png", "b.png"]
+    assert left(ext="webp") == ["a.png", "b.png"]
+    assert left(CONFIG.replace(k_min=5)) == ["a.png", "b.png"]
+    save(tmp_path / "in" / "a.png", seed=5)
+    assert left() == ["a.png"]
+    (tmp_path / "out" / "b_diip.png").unlink()
+    assert left() == ["a.png", "b.png"]
+
+
+def test_an_interrupted_run_saves_what_it_has_and_is_not_finished(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"), num_lanes=2)
+    for n in range(3):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    plan = planned(tiny_prior, [tmp_path / "in"], LONG, options)
+    outcomes, _ = restored(
+        tiny_prior, plan.tasks, LONG, options, should_stop=lambda: True
+    )
+    assert [o.task.source.path.name for o in outcomes] == ["0.png", "1.png"]
+    for outcome in outcomes:
+        assert outcome.record["status"] == "interrupted"
+        assert outcome.record["stop"]["reason"] == "interrupted"
+        assert images.read(outcome.task.output).rgb.shape == (*SIZE, 3)
+    plan = planned(tiny_prior, [tmp_path / "in"], LONG, options)
+    assert len(plan.tasks) == 3
+    assert not plan.finished
+
+
+def test_a_photo_that_ends_in_the_last_chunk_is_not_called_interrupted(
+    tiny_prior, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_chunk", lambda *_: 100)
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
+    (outcome,), _ = restored(tiny_prior, plan.tasks, should_stop=lambda: True)
+    assert outcome.record["status"] == "ok"
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_going_on_from_a_saved_state_is_bit_identical(tiny_prior, tmp_path, num_lanes):
+    """The first run is left half-way, as a kill would; the second is never told."""
+    names = ["a.png", "b.png", "c.png"]
+    for n, name in enumerate(names):
+        save(tmp_path / "in" / name, seed=n)
+    whole = dataclasses.replace(
+        ONE, output=str(tmp_path / "whole"), num_lanes=num_lanes
+    )
+    plan = planned(tiny_prior, [tmp_path / "in"], LONG, whole)
+    restored(tiny_prior, plan.tasks, LONG, whole)
+
+    half = dataclasses.replace(whole, output=str(tmp_path / "half"), save_every=7)
+    plan = planned(tiny_prior, [tmp_path / "in"], LONG, half)
+    run = files.restore_files(tiny_prior, plan.tasks, LONG, half)
+    progress = (e for e in run if isinstance(e, Progress) and e.lanes)
+    # One lane: the first photo is done and the second begun. Two lanes: both begun.
+    next(p for p in progress if p.lanes[-1].job == 1 and p.lanes[-1].iteration > 20)
+    run.close()
+    states = list((tmp_path / "half").glob(".*.state"))
+    assert len(states) == num_lanes
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "half").glob("[!.]*")}
+    assert len(finished) == (2 if num_lanes == 1 else 0)  # a picture and its record
+
+    again = dataclasses.replace(half, save_every=0)  # what is there is gone on from
+    plan = planned(tiny_prior, [tmp_path / "in"], LONG, again)
+    assert len(plan.finished) == len(finished) // 2
+    outcomes, _ = restored(tiny_prior, plan.tasks, LONG, again)
+    resumed = [o for o in outcomes if o.record["resumed_from"]]
+    assert len(resumed) == len(states)
+    assert all(o.record["resumed_from"] >= 7 for o in resumed)
+    for name in names:
+        stem = name.replace(".png", "_diip")
+        one, other = tmp_path / "whole" / stem, tmp_path / "half" / stem
+        pair = [p.with_suffix(".png").read_bytes() for p in (one, other)]
+        assert pair[0] == pair[1]
+        records = [json.loads(p.with_suffix(".json").read_text()) for p in (one, other)]
+        assert records[0]["curves"] == records[1]["curves"]
+        assert len(records[0]["curves"]["loss"]) == LONG.max_iterations
+    assert all(p.stat().st_mtime_ns == time for p, time in finished.items())
+    assert not list((tmp_path / "half").glob(".*"))
+
+
+def test_a_state_of_another_photo_or_other_settings_is_not_gone_on_from(
+    tiny_prior, tmp_path
+):
+    source = save(tmp_path / "x.png")
+    options = dataclasses.replace(ONE, save_every=1)
+    plan = planned(tiny_prior, [source], LONG, options)
+    restored(tiny_prior, plan.tasks, LONG, options, should_stop=lambda: True)
+    assert (tmp_path / ".x_diip.png.state").is_dir()  # kept: it was interrupted
+
+    def resumed(config=LONG, **changes):
+        changed = dataclasses.replace(options, save_every=0, **changes)
+        plan = planned(tiny_prior, [source], config, changed)
+        stop = {"should_stop": lambda: True}
+        (outcome,), _ = restored(tiny_prior, plan.tasks, config, changed, **stop)
+        return outcome.record["resumed_from"]
+
+    assert resumed() == 1
+    assert resumed(seed=1) is None
+    assert resumed(overwrite=True) is None
+    assert resumed(LONG.replace(learning_rate=0.01)) is None
+    save(source, seed=3)
+    assert resumed() is None
+
+
+# Against a reference.
+
+
+def test_scores_are_those_of_the_written_file(tiny_prior, tmp_path):
+    clean, noisy = seeded.image(*SIZE, seed=3), seeded.image(*SIZE, seed=0)
+    source = save(tmp_path / "x.png", noisy)
+    reference = save(tmp_path / "clean.png", clean)
+    options = dataclasses.replace(ONE, reference=reference)
+    plan = planned(tiny_prior, [source], options=options)
+    (outcome,), progress = restored(tiny_prior, plan.tasks, options=options)
+    scores = outcome.record["metrics"]
+    true = images.read(reference).rgb
+    written = images.read(tmp_path / "x_diip.png").rgb
+    before = images.read(source).rgb
+    # The record keeps six digits.
+    assert scores["psnr"] == pytest.approx(metrics.psnr(true, written), rel=1e-5)
+    assert scores["ssim"] == pytest.approx(metrics.ssim(true, written), rel=1e-5)
+    assert scores["psnr_before"] == pytest.approx(metrics.psnr(true, before), rel=1e-5)
+    assert scores["ssim_before"] == pytest.approx(metrics.ssim(true, before), rel=1e-5)
+    assert scores["oracle_psnr"] >= scores["psnr"]
+    assert 0 <= scores["oracle_iteration"] < CONFIG.max_iterations
+    # The run went on past its stop, but the record is of the stop.
+    assert outcome.record["stop"]["at"] < CONFIG.max_iterations - 1
+    seen = [lane.iteration for event in progress for lane in event.lanes]
+    assert seen == list(range(CONFIG.max_iterations))
+
+
+def test_an_interrupted_run_has_no_oracle(tiny_prior, tmp_path):
+    reference = save(tmp_path / "clean.png")
+    options = dataclasses.replace(ONE, reference=reference)
+    plan = planned(tiny_prior, [save(tmp_path / "x.png", seed=1)], options=options)
+    (outcome,), _ = restored(
+        tiny_prior, plan.tasks, options=options, should_stop=lambda: True
+    )
+    assert outcome.record["metrics"]["psnr"] is not None
+    assert outcome.record["metrics"]["oracle_psnr"] is None
+
+
+def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
+    reference = save(tmp_path / "clean.png", seeded.image(24, 22))
+    options = dataclasses.replace(ONE, reference=reference)
+    plan = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
+    with pytest.raises(ImageError, match="22x24"):
+        restored(tiny_prior, plan.tasks, options=options)
+
+
+def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_chunk", lambda *_: 10)
+    config = LONG
+    for n in range(2):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    plan = planned(tiny_prior, [tmp_path / "in"], config, options)
+    _, progress = restored(tiny_prior, plan.tasks, config, options)
+    left = [p.bound / p.seconds_per_iteration for p in progress if p.lanes]
+    # Two photos of 40 iterations each, one lane, ten at a time.
+    assert left == pytest.approx([70, 60, 50, 40, 30, 20, 10, 0])

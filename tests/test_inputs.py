@@ -1,0 +1,222 @@
+"""Which files a command names, checked on real folders that are listed by hand here.
+
+The expected names are written out; the partner of the hash of a name is `binascii`.
+"""
+
+import binascii
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from diip_jax import inputs
+from diip_jax.inputs import InputError, OutputError, Source
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Return a folder of empty files; what a picture holds does not matter here."""
+    names = [
+        "b.png",
+        "a.JPG",
+        "čeština 照片.webp",
+        "notes.txt",
+        "Thumbs.db",
+        "desktop.ini",
+        ".hidden.png",
+        ".DS_Store",
+        "._a.JPG",
+        "sub/a.tif",
+        "sub/deep/c.bmp",
+        ".cache/d.png",
+    ]
+    for name in names:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def names(sources):
+    return [source.relative.as_posix() for source in sources]
+
+
+def test_a_folder_gives_its_images_and_no_junk(tree):
+    found = inputs.find([str(tree)])
+    assert names(found) == ["a.JPG", "b.png", "čeština 照片.webp"]
+    assert all(source.path.is_file() for source in found)
+
+
+def test_recursive_keeps_the_tree(tree):
+    found = inputs.find([str(tree)], recursive=True)
+    assert names(found) == [
+        "a.JPG",
+        "b.png",
+        "čeština 照片.webp",
+        "sub/a.tif",
+        "sub/deep/c.bmp",
+    ]
+
+
+def test_a_file_named_outright_is_taken_whatever_it_is(tree):
+    found = inputs.find(["photos/notes.txt", "photos/.hidden.png"])
+    assert names(found) == ["notes.txt", ".hidden.png"]
+
+
+def test_a_missing_file_is_left_for_the_reader_to_report():
+    assert inputs.find(["nowhere/x.png"]) == [
+        Source(Path("nowhere/x.png"), Path("x.png"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.png", ["b.png"]),
+        ("photos/*", ["a.JPG", "b.png", "čeština 照片.webp"]),
+        ("photos/*/*.tif", ["sub/a.tif"]),
+        ("photos/**/*.[bt]*", ["sub/a.tif", "sub/deep/c.bmp"]),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_a_glob_keeps_the_tree_below_its_last_fixed_folder(pattern, expected):
+    assert names(inputs.find([pattern])) == expected
+
+
+def test_a_file_with_brackets_in_its_name_is_no_glob(tree):
+    (tree / "a[1].png").touch()
+    assert names(inputs.find(["photos/a[1].png"])) == ["a[1].png"]
+    assert not inputs.names_many(["photos/a[1].png"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "remedy"),
+    [("photos/sub/deep/empty", "--recursive"), ("photos/*.gif", "photos/*.gif")],
+)
+def test_nothing_found_is_said(tree, pattern, remedy):
+    (tree / "sub/deep/empty").mkdir()
+    with pytest.raises(InputError, match="no image") as caught:
+        inputs.find([pattern])
+    assert remedy in str(caught.value)
+    assert pattern in str(caught.value)
+
+
+def test_the_same_file_twice_is_one_input(tree):
+    patterns = ["photos/b.png", "./photos/b.png", "photos/*.png"]
+    assert len(inputs.find(patterns)) == 1
+
+
+def test_results_of_earlier_runs_are_not_restored_again(tree):
+    for stem, schema, output in [
+        ("b_diip", "diip.result/1", "elsewhere/b_diip.png"),
+        ("mine", "diip.result/1", "other.png"),  # a record, but not of this picture
+        ("theirs", "somebody/2", "theirs.png"),
+    ]:
+        (tree / f"{stem}.png").touch()
+        record = {"schema": schema, "output": {"path": output}}
+        (tree / f"{stem}.json").write_text(json.dumps(record))
+    (tree / "broken.png").touch()
+    (tree / "broken.json").write_text("{")
+    (tree / "list.png").touch()
+    (tree / "list.json").write_text("[1]")
+    found = names(inputs.find(["photos/*.png"]))
+    assert found == ["b.png", "broken.png", "list.png", "mine.png", "theirs.png"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "many"),
+    [
+        (["photos/b.png"], False),
+        (["photos/missing.png"], False),
+        (["-"], False),
+        (["photos"], True),
+        (["photos/*.png"], True),
+        (["photos/b.png", "photos/a.JPG"], True),
+        ([], False),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_many(patterns, many):
+    assert inputs.names_many(patterns) is many
+
+
+def test_standard_input_is_one_source():
+    (source,) = inputs.find(["-"], data=b"bytes")
+    assert source.content().read() == b"bytes"
+    assert source.content().name == "standard input"
+
+
+# Outputs.
+
+
+def sources(*names):
+    return [Source(Path("in", name), Path(name)) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("output", "many", "expected"),
+    [
+        (None, False, "in/x.y_diip"),
+        ("out.v2.png", False, "out.v2"),
+        ("out", False, "out/x.y_diip"),
+        (None, True, "results/x.y_diip"),
+        ("out", True, "out/x.y_diip"),
+    ],
+)
+def test_where_a_photo_goes(output, many, expected):
+    found = inputs.stems(sources("x.y.png"), output, suffix="diip", many=many)
+    assert found == [Path(expected)]
+
+
+def test_subfolders_are_mirrored():
+    found = inputs.stems(sources("a.png", "s/t/a.png"), "out", suffix="d", many=True)
+    assert found == [Path("out/a_d"), Path("out/s/t/a_d")]
+
+
+def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path):
+    folder = tmp_path / "out.png"
+    folder.mkdir()
+    found = inputs.stems(sources("a.png"), str(folder), suffix="d", many=False)
+    assert found == [folder / "a_d"]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("x.png", "x.jpg"),  # the records would collide even if the pictures did not
+        ("X.png", "x.PNG"),  # on a file system that does not tell capitals apart
+    ],
+)
+def test_collisions_are_refused_before_anything_is_done(pair):
+    with pytest.raises(OutputError, match="would both be written") as caught:
+        inputs.stems(sources(*pair), "out", suffix="diip", many=True)
+    assert all(name in str(caught.value) for name in pair)
+
+
+def test_one_output_file_for_many_images_is_refused():
+    with pytest.raises(OutputError, match=r"one.png is one file"):
+        inputs.stems(sources("a.png", "b.png"), "one.png", suffix="diip", many=True)
+
+
+# Names and shards.
+
+
+def test_every_input_is_in_exactly_one_shard():
+    all_of_them = sources(*(f"{n}.png" for n in range(100)))
+    shards = [inputs.shard(all_of_them, i, 3) for i in (1, 2, 3)]
+    together = sorted(s.relative.name for part in shards for s in part)
+    assert together == sorted(s.relative.name for s in all_of_them)
+    assert all(len(part) > 20 for part in shards)  # of 33; the hash spreads them
+
+
+def test_the_hash_of_a_name_never_changes():
+    # Python's own hash differs from process to process; this number is CRC-32's.
+    assert inputs.name_hash(Path("sub/čeština.png")) == 3647360777
+
+
+def test_a_name_that_is_not_utf8_has_a_hash():
+    assert inputs.name_hash(Path(os.fsdecode(b"\xff.png"))) == binascii.crc32(
+        b"\xff.png"
+    )

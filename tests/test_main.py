@@ -1,0 +1,926 @@
+"""The command, as a user types it: what it writes, what it says, how it exits.
+
+In-process where possible; in a process of its own where it is to be killed, where it
+must not have imported anything yet, or where its standard output is closed. Expected
+exit codes are those that `--help` lists.
+"""
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seeded
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+import main
+from diip_jax import console, diip, engine, images, inputs, restore, weights
+from diip_jax import prior as priors
+
+ROOT = Path(__file__).parents[1]
+SIZE = (24, 24)
+# Stops long before its budget, by the sharpness.
+PRESET = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
+ENDLESS = ["--criterion=never", "--max_iterations=100000"]
+
+
+def save(path, seed=0, image=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = seeded.image(*SIZE, seed=seed) if image is None else image
+    Image.fromarray(np.uint8(255 * image)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Return a cache folder, so that processes share what they compile."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return the folder of a tiny prior, as `--prior` takes it."""
+    path = tmp_path_factory.mktemp("priors") / "tiny"
+    priors.save(path, seeded.prior(preset=PRESET))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime(monkeypatch, cache, tmp_path):
+    """Keep what the command sets for its process away from other tests."""
+    monkeypatch.setenv("DIIP_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_platforms",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def run(capsys, folder):
+    """Return a function that runs the command: exit code, standard output, error."""
+
+    def command(*arguments, prior=folder):
+        chosen = [] if prior is None else ["--prior", str(prior)]
+        code = main.main(["main.py", *map(str, arguments), *chosen])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def start(folder):
+    """Return a function that starts the command as a process."""
+    processes = []
+
+    def command(*arguments, **options):
+        line = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+        line += ["--prior", str(folder)]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        process = subprocess.Popen(line, **streams)
+        processes.append(process)
+        return process
+
+    yield command
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, process, seconds=120):
+    """Wait until something happens; the limit is there so that no test hangs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def listing(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def is_one_line(err):
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    return len(lines) == 1 and "Traceback" not in err
+
+
+# Acceptance, `ux.md` section 6.
+
+
+def test_acceptance_1_one_photo_and_no_other_flag(run, tmp_path):
+    save(tmp_path / "x.png")
+    code, out, err = run("--image", "x.png")
+    assert code == 0
+    assert out == ""
+    assert images.read(tmp_path / "x_diip.png").rgb.shape == (*SIZE, 3)
+    record = json.loads((tmp_path / "x_diip.json").read_text())
+    assert record["schema"] == "diip.result/1"
+    device = jax.devices()[0].device_kind
+    reason = main.REASONS[record["stop"]["reason"]]
+    assert all(said in err for said in (device, "seeded", "Apache-2.0", reason))
+    assert listing(tmp_path) == ["x.png", "x_diip.json", "x_diip.png"]
+
+
+@pytest.mark.slow
+def test_the_bundled_prior_is_the_default(run, tmp_path):
+    save(tmp_path / "x.png", image=seeded.image(64, 64))
+    code, _, err = run("x.png", "--max_iterations=2", prior=None)
+    assert code == 0
+    assert "prior natural64" in err
+
+
+def test_acceptance_3_a_folder_with_all_kinds_of_trouble(run, tmp_path):
+    save(tmp_path / "in" / "a.png", seed=1)
+    save(tmp_path / "in" / "photo čeština 照片.png", seed=2)
+    save(tmp_path / "in" / "sub" / "a.png", seed=3)
+    (tmp_path / "in" / "desktop.ini").write_text("junk")
+    (tmp_path / "in" / "Thumbs.db").write_text("junk")
+    whole = io.BytesIO()
+    Image.fromarray(np.uint8(255 * seeded.image(*SIZE))).save(whole, "JPEG")
+    half = whole.getvalue()[: len(whole.getvalue()) // 2]
+    (tmp_path / "in" / "cut.jpg").write_bytes(half)
+
+    code, out, err = run("in", "-o", "out", "-r", "--json", "--batch_size=1")
+    assert code == 3
+    assert listing(tmp_path / "out") == [
+        "a_diip.json",
+        "a_diip.png",
+        "photo čeština 照片_diip.json",
+        "photo čeština 照片_diip.png",
+        "sub",
+        "sub/a_diip.json",
+        "sub/a_diip.png",
+    ]
+    records = [json.loads(line) for line in out.splitlines()]
+    by_input = {record["input"]["path"]: record for record in records}
+    assert {name: r["status"] for name, r in by_input.items()} == {
+        "in/a.png": "ok",
+        "in/photo čeština 照片.png": "ok",
+        "in/sub/a.png": "ok",
+        "in/cut.jpg": "failed",
+    }
+    assert by_input["in/cut.jpg"]["error"]["exit_code"] == 4
+    assert "in/cut.jpg" in err
+    assert "junk" not in err
+    assert "ini" not in err
+
+
+def test_acceptance_4_killed_and_run_again(run, start, tmp_path):
+    flags = ["in", "-o", "out", "--criterion=never", "--max_iterations=120"]
+    flags += ["--batch_size=1"]
+    for n in range(2):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    process = start(*flags, "--save_every=10")
+    out = tmp_path / "out"
+    # The first photo is finished, and the second is in the middle.
+    wait_for((out / "0_diip.json").is_file, process)
+    wait_for((out / ".1_diip.png.state" / "digest.json").is_file, process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "1_diip.json").exists()
+    finished = {p: p.stat().st_mtime_ns for p in out.glob("0_diip.*")}
+    assert len(finished) == 2
+
+    code, text, _ = run(*flags, "--save_every=10", "--json")
+    assert code == 0
+    records = [json.loads(line) for line in text.splitlines()]
+    status = {Path(r["input"]["path"]).name: r["status"] for r in records}
+    assert status == {"0.png": "skipped", "1.png": "ok"}
+    second = records[-1]
+    assert second["resumed_from"] >= 10
+    assert all(p.stat().st_mtime_ns == time for p, time in finished.items())
+    names = [f"{n}_diip.{e}" for n in range(2) for e in ("json", "png")]
+    assert listing(out) == names  # no state, no temporary file
+
+    # Bit for bit what a run gives that nobody killed.
+    flags[2] = "whole"
+    assert run(*flags)[0] == 0
+    for n in range(2):
+        name = f"{n}_diip.png"
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    curves = [
+        json.loads((tmp_path / folder / "1_diip.json").read_text())["curves"]
+        for folder in ("out", "whole")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_acceptance_5_the_same_photo_alone_in_a_batch_and_in_a_shard(
+    run, tmp_path, monkeypatch, tiny_prior
+):
+    for n in range(6):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    sources = [inputs.Source(Path(f"in/{n}.png"), Path(f"{n}.png")) for n in range(6)]
+    mine = inputs.shard(sources, 2, 3)[0].relative  # a photo of shard 2/3
+    begun = {}
+    original = engine.run
+
+    def spy(prior, jobs, *args, **kwargs):
+        for job in jobs:  # jobs are in the order of the tasks, told by their pictures
+            picture = np.asarray(job.load())
+            start = diip.prepare(tiny_prior, picture, job.key, PRESET)[1]
+            begun[hashlib.sha256(picture.tobytes()).hexdigest()] = np.asarray(start.z)
+        return original(prior, jobs, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "run", spy)
+    starts, stops, pictures = [], [], []
+    photo = images.read(tmp_path / "in" / mine).rgb
+    for name, arguments in {
+        "alone": [f"in/{mine}"],
+        "batch": ["in", "--batch_size=4"],
+        "shard": ["in", "--shard=2/3", "--batch_size=1"],
+    }.items():
+        begun.clear()
+        code, *_ = run(*arguments, "-o", name)
+        assert code == 0
+        starts.append(begun[hashlib.sha256(photo.tobytes()).hexdigest()])
+        record = json.loads((tmp_path / name / f"{mine.stem}_diip.json").read_text())
+        stops.append(record["stop"])
+        pictures.append(images.read(tmp_path / name / f"{mine.stem}_diip.png").rgb)
+    np.testing.assert_array_equal(starts[0], starts[1])
+    np.testing.assert_array_equal(starts[0], starts[2])
+    for stop, picture in zip(stops, pictures, strict=True):
+        assert (stop["reason"], stop["at"]) == (stops[0]["reason"], stops[0]["at"])
+        # Lanes may be added up in another order: a grey level where one is halfway.
+        assert np.abs(picture - pictures[0]).max() <= 1.01 / 255
+
+
+def test_shards_share_the_work(run, tmp_path):
+    for n in range(4):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    planned = [
+        json.loads(line)["input"]["path"]
+        for i in (1, 2)
+        for line in run("in", "--shard", f"{i}/2", "--dry_run", "--json")[1].split("\n")
+        if line
+    ]
+    assert sorted(planned) == [f"in/{n}.png" for n in range(4)]
+
+
+def test_acceptance_8_import_takes_no_device(tmp_path):
+    code = (
+        "import diip_jax, jax\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_acceptance_8_no_network_is_needed(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("the network is off")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    save(tmp_path / "x.png")
+    assert run("x.png")[0] == 0
+
+
+# A public checkpoint by name.
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """Return the registry row of a tiny checkpoint on a server, and what was asked."""
+    pytest.importorskip("pooch")
+    numpy = pytest.importorskip("safetensors.numpy")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    path = folder / "tiny.safetensors"
+    numpy.save_file(seeded.tensors(seeded.torch_shapes(seeded.TINY)), path)
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    row = weights.Checkpoint(
+        name="tiny-public",
+        layout="guided_diffusion",
+        image_size=16,
+        parameters=sum(
+            t.size for t in seeded.tensors(seeded.torch_shapes(seeded.TINY)).values()
+        ),
+        file=path.name,
+        licence="Licence of the tiny one",
+        training_data="random numbers",
+        source="this test",
+        architecture={
+            "num_heads": 2,
+            "num_head_channels": -1,
+            "new_attention_order": seeded.TINY.use_new_attention_order,
+        },
+        urls=(f"http://127.0.0.1:{server.server_port}/{path.name}",),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    rows = {row.name: row}
+    monkeypatch.setattr(weights, "registry", lambda: rows)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "cache"))
+    yield rows, asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+BRIEFLY = ["--max_iterations=3", "--gradient=frozen", "--num_steps=5"]
+
+
+def test_a_public_checkpoint_is_fetched_once_with_its_licence(run, tmp_path, public):
+    _, asked = public
+    save(tmp_path / "x.png", image=seeded.image(16, 16))
+    code, _, err = run("x.png", *BRIEFLY, prior="tiny-public")
+    assert code == 0, err
+    assert "Licence of the tiny one" in err
+    assert len(asked) == 1
+    record = json.loads((tmp_path / "x_diip.json").read_text())
+    assert record["model"]["name"] == "tiny-public"
+    assert record["model"]["licence"] == "Licence of the tiny one"
+    code, *_ = run("x.png", *BRIEFLY, "--offline", prior="tiny-public")
+    assert code == 0
+    assert len(asked) == 1
+
+
+def test_acceptance_8_a_wrong_hash_exits_5_and_nothing_is_kept(run, tmp_path, public):
+    rows, asked = public
+    rows["tiny-public"] = weights.dataclasses.replace(
+        rows["tiny-public"], sha256="0" * 64
+    )
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png", prior="tiny-public")
+    assert code == 5
+    assert is_one_line(err)
+    assert asked
+    left = [p for p in (tmp_path / "cache").rglob("*") if "tiny" in p.name]
+    assert left == []
+    assert not (tmp_path / "x_diip.png").exists()
+
+
+def test_offline_without_the_weights_exits_5(run, tmp_path, public):
+    _, asked = public
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png", "--offline", prior="tiny-public")
+    assert code == 5
+    assert is_one_line(err)
+    assert "offline" in err
+    assert not asked
+
+
+# Bad input: one clear line, the documented exit code, nothing left half-written.
+
+
+def bad_file(name, path):
+    data = io.BytesIO()
+    Image.fromarray(np.uint8(255 * seeded.image(*SIZE))).save(data, "PNG")
+    content = {
+        "text called .png": b"this is no picture\n",
+        "truncated PNG": data.getvalue()[:600],
+        "0 bytes": b"",
+    }
+    if name == "1x1 picture":
+        save(path, image=np.zeros((1, 1, 3)))
+    elif name != "missing file":
+        path.write_bytes(content[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing file", "No such file"),
+        ("text called .png", "not a picture"),
+        ("truncated PNG", "truncated"),
+        ("0 bytes", "empty"),
+        ("1x1 picture", "1x1"),
+    ],
+)
+def test_bad_files_exit_4(run, tmp_path, name, said):
+    bad_file(name, tmp_path / "x.png")
+    before = listing(tmp_path)
+    code, out, err = run("--image", "x.png", "--json")
+    assert code == 4
+    assert is_one_line(err)
+    assert said in err
+    assert "x.png" in err
+    record = json.loads(out)
+    assert (record["status"], record["error"]["exit_code"]) == ("failed", 4)
+    assert said in record["error"]["message"]
+    assert listing(tmp_path) == before
+
+
+def test_a_nan_array_is_refused_by_the_library(tiny_prior, key):
+    y = np.full((16, 16, 3), 0.5, np.float32)
+    y[3, 4, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        restore(tiny_prior, y, key)
+
+
+def test_an_unknown_prior_exits_5(run, tmp_path):
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png", prior="natrual64")
+    assert code == 5
+    assert is_one_line(err)
+    assert "natrual64" in err
+    assert "natural64" in err
+    assert listing(tmp_path) == ["x.png"]
+
+
+@pytest.mark.parametrize("output", ["file/out/", "file/x.png", "folder.d/"])
+def test_an_unwritable_output_exits_4_before_the_work(
+    run, tmp_path, monkeypatch, output
+):
+    def no_work(*_, **__):
+        raise AssertionError("the restoration began")
+
+    monkeypatch.setattr(engine, "run", no_work)
+    save(tmp_path / "x.png")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.d" / "x_diip.json").mkdir(parents=True)
+    before = listing(tmp_path)
+    code, _, err = run("x.png", "--output", output)
+    assert code == 4
+    assert is_one_line(err)
+    assert "cannot write" in err
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("prior/card.json", "{", "damaged"),
+        ("prior/card.json", '{"schema": "diip.prior/1"}', "damaged"),
+        ("prior/card.json", '{"schema": "diip.prior/9"}', "diip.prior/9"),
+        ("prior", "weights", "python -m checkpoints_convert prior OUT"),
+    ],
+)
+def test_what_is_no_prior_exits_5(run, tmp_path, name, content, said):
+    save(tmp_path / "x.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    code, _, err = run("x.png", prior="prior")
+    assert code == 5
+    assert is_one_line(err)
+    assert said in err
+
+
+def test_an_empty_folder_exits_4(run, tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    code, _, err = run("in")
+    assert code == 4
+    assert is_one_line(err)
+    assert "--recursive" in err
+
+
+def test_a_folder_of_bad_files_exits_4(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for n in range(2):
+        (tmp_path / "in" / f"{n}.png").touch()
+    code, out, err = run("in", "--json")
+    assert code == 4
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["failed"] * 2
+    assert "Traceback" not in err
+    assert listing(tmp_path) == ["in", "in/0.png", "in/1.png"]
+
+
+# Other exit codes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no image given"),
+        (["x.png", "--quite"], "quiet"),
+        (["x.png", "--num_steps=two"], "num_steps"),
+        (["x.png", "--num_steps=0"], "num_steps is 0"),
+        (["x.png", "--epsilon=nan"], "epsilon"),
+        (["x.png", "--learning_rate=-1"], "learning_rate"),
+        (["x.png", "--gradient=half"], "half"),
+        (["x.png", "--criterion=best"], "best"),
+        (["x.png", "--quality=101"], "quality"),
+        (["x.png", "--batch_size=0"], "batch_size"),
+        (["x.png", "--shard=3/2"], "shard"),
+        (["x.png", "--shard=2"], "shard"),
+        (["x.png", "--tile=15"], "multiple of 2"),
+        (["x.png", "--tile=16", "--tile_overlap=16"], "tile_overlap"),
+        (["x.png", "--size_mode=native", "--tile=16"], "no tiles"),
+        (["x.png", "--tile_overlap=x"], "tile_overlap"),
+        (["x.png", "-o", "x.png"], "is an input"),
+        (["x.png", "y.png", "-o", "z.png"], "one file"),
+        (["in"], "would both be written"),
+        (["in", "--reference", "x.png"], "one image"),
+        (["x.png", "--reference", "y.png", "--save_every=5"], "one image"),
+        (["x.png", "-o", "-", "--json"], "stdout"),
+        (["x.png", "-o", "-", "--save_every=1"], "save_every"),
+        (["x.png", "y.png", "-o", "-"], "one image"),
+    ],
+)
+def test_wrong_flags_exit_2(run, tmp_path, arguments, said):
+    for name in ("x.png", "y.png", "in/a.png", "in/a.tiff"):
+        save(tmp_path / name)
+    before = listing(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert is_one_line(err)
+    assert said in err
+    assert listing(tmp_path) == before
+
+
+def test_out_of_memory_exits_6(run, tmp_path, monkeypatch):
+    def starved(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes")
+
+    monkeypatch.setattr(engine, "run", starved)
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png")
+    assert code == 6
+    assert is_one_line(err)
+    assert "--tile" in err
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_no_such_device_exits_7(run, tmp_path, device):
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is another device here")
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png", "--device", device)
+    assert code == 7
+    assert is_one_line(err)
+    assert "cpu" in err
+
+
+def test_a_gpu_that_is_not_used_is_a_warning(run, tmp_path, monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is another device here")
+    save(tmp_path / "x.png")
+    monkeypatch.setattr(main, "_gpu_is_present", lambda: True)
+    assert "cuda12" in run("x.png", "--dry_run")[2]
+    assert "cuda12" not in run("x.png", "--dry_run", "--device=cpu")[2]
+
+
+def test_an_unexpected_error_has_no_traceback(monkeypatch, capsys):
+    def broken(_):
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr(main, "main", broken)
+    with pytest.raises(SystemExit) as caught:
+        main.cli()
+    assert caught.value.code == 1
+    err = capsys.readouterr().err
+    assert is_one_line(err)
+    assert "first line" in err
+    assert "second line" not in err
+    monkeypatch.setenv("DIIP_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main.cli()
+
+
+# Ctrl-C.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_the_best_so_far(run, tmp_path, monkeypatch, number):
+    save(tmp_path / "x.png")
+    show = console.Meter.show
+
+    def interrupting(meter, progress):
+        if progress.lanes and progress.lanes[0].iteration > 3 and not sent:
+            sent.append(os.kill(os.getpid(), number))
+        show(meter, progress)
+
+    sent, handler = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(console.Meter, "show", interrupting)
+    code, out, err = run("x.png", "--json", *ENDLESS)
+    assert code == 130
+    assert "press Ctrl-C again" in err
+    record = json.loads(out)
+    assert record["status"] == "interrupted"
+    assert record["stop"]["reason"] == "interrupted"
+    assert 3 < record["stop"]["at"] < 99999
+    assert listing(tmp_path) == ["x.png", "x_diip.json", "x_diip.png"]
+    assert images.read(tmp_path / "x_diip.png").rgb.shape == (*SIZE, 3)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_twice_stops_at_once(start, tmp_path):
+    """Even while the program compiles: no chunk is waited for."""
+    save(tmp_path / "x.png")
+    process = start("x.png", *ENDLESS, "--num_steps=50", "--gradient=last-3")
+    os.set_blocking(process.stderr.fileno(), False)
+    said = bytearray()
+
+    def heard(text):
+        said.extend(process.stderr.read() or b"")
+        return text in said
+
+    wait_for(lambda: heard(b"prior seeded"), process)
+    time.sleep(0.5)  # the run begins, and the compilation
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: heard(b"press Ctrl-C again"), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    os.set_blocking(process.stderr.fileno(), True)
+    said.extend(process.stderr.read())
+    assert said.count(b"error:") == 1
+    assert b"Traceback" not in said
+    assert listing(tmp_path) == ["x.png"]
+
+
+# Devices.
+
+
+@pytest.mark.slow
+def test_several_devices_share_a_folder(run, start, tmp_path, monkeypatch):
+    """Four devices that XLA plays on the host, for six photos in four lanes."""
+    for n in range(6):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    process = start("in", "-o", "four", "--batch_size=4")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert run("in", "-o", "one", "--batch_size=1")[0] == 0
+    for n in range(6):
+        pair = [tmp_path / name / f"{n}_diip.json" for name in ("four", "one")]
+        stops = [json.loads(path.read_text())["stop"] for path in pair]
+        assert stops[0]["at"] == stops[1]["at"]
+        several, alone = (images.read(path.with_suffix(".png")).rgb for path in pair)
+        # Lanes may be added up in another order: a grey level where one is halfway.
+        assert np.abs(several - alone).max() <= 1.01 / 255
+
+
+# Streams.
+
+
+def test_json_is_one_object_per_line_and_nothing_else(run, tmp_path):
+    save(tmp_path / "x.png")
+    code, out, err = run("x.png", "--json", "--quiet")
+    assert code == 0
+    assert err == ""
+    (line,) = out.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "x_diip.json").read_text())
+
+
+def test_from_stdin_to_stdout(start, tmp_path):
+    path = save(tmp_path / "x.png")
+    with path.open("rb") as file:
+        process = start("-", stdin=file)
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert images.read(out).rgb.shape == (*SIZE, 3)
+    assert b"iterations" in err
+    assert listing(tmp_path) == ["x.png"]
+
+
+def test_from_stdin_to_a_file(run, tmp_path, monkeypatch):
+    class Stream:
+        buffer = io.BytesIO(save(tmp_path / "x.png").read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Stream)
+    assert run("-", "-o", "y.webp")[0] == 0
+    assert listing(tmp_path) == ["x.png", "y.json", "y.webp"]
+    assert json.loads((tmp_path / "y.json").read_text())["input"]["path"] == "-"
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(start, tmp_path):
+    for n in range(2):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    process = start("in", "-o", "out", "--json", "--batch_size=1")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0
+    assert b"Traceback" not in err
+    assert b"Broken" not in err
+    assert len(listing(tmp_path / "out")) == 4
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
+    save(tmp_path / "x.png")
+    err = run("x.png")[2]
+    assert "of 12 iterations at most: loss" in err
+    assert "s/it" in err
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png")
+    err = run("in", "--batch_size=1")[2]
+    assert "0 of 2 photos: 1 lanes busy" in err
+    assert "2 restored, 0 failed" in err
+    assert "\r" not in err
+
+
+# Plans.
+
+
+def test_dry_run_tells_what_it_would_take_and_writes_nothing(run, tmp_path):
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png", image=seeded.image(23, 39))
+    (tmp_path / "in" / "c.png").touch()
+    before = listing(tmp_path)
+    code, out, err = run("in", "--dry_run", "--json", "--tile=32")
+    assert code == 3
+    assert "c.png" in err
+    records = [json.loads(line) for line in out.splitlines()]
+    plans = {r["input"]["path"]: r.get("plan") for r in records}
+    assert plans["in/c.png"] is None
+    a, b = plans["in/a.png"], plans["in/b.png"]
+    assert (a["size"], a["canvas"]) == ([24, 24], [24, 24])
+    assert (b["size"], b["canvas"]) == ([39, 23], [40, 32])
+    assert (a["size_mode"], a["num_tiles"]) == ("native", 1)
+    assert (b["size_mode"], b["num_tiles"]) == ("tile", 2)
+    assert a["max_unet_calls"] == 12 * 5  # iterations, steps
+    assert b["max_unet_calls"] == 12 * 5 * 2
+    # More than the picture's own state (five copies of it and more), less than a GB.
+    for plan in (a, b):
+        assert 5 * 4 * 3 * 24 * 24 < plan["memory_bytes"] < 1e9
+    assert listing(tmp_path) == before
+
+    code, out, _ = run("in/a.png", "--dry_run")
+    assert code == 0
+    assert "24x24" in out
+    assert "60 UNet calls" in out
+    assert listing(tmp_path) == before
+
+
+def test_a_folder_is_done_once(run, tmp_path):
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png", seed=1)
+    assert run("in", "--batch_size=1")[0] == 0
+    assert len(listing(tmp_path / "results")) == 4
+    code, out, err = run("in", "--json")
+    assert code == 0
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["skipped"] * 2
+    assert "--overwrite" in err
+    code, out, _ = run("in", "--json", "--overwrite", "--batch_size=1")
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"] * 2
+
+
+def test_reference_prints_the_scores(run, tmp_path):
+    save(tmp_path / "x.png")
+    save(tmp_path / "clean.png", seed=3)
+    code, out, err = run("x.png", "--reference", "clean.png", "--json")
+    assert code == 0
+    scores = json.loads(out)["metrics"]
+    for name in ("psnr_before", "psnr", "oracle_psnr"):
+        assert f"{scores[name]:.2f}" in err
+    assert f"{scores['ssim']:.3f}" in err
+    assert f"iteration {scores['oracle_iteration']:.0f}" in err
+    assert "SSIM: Gaussian" in err
+
+
+# Flags.
+
+
+def test_hyphens_aliases_and_short_names(run, tmp_path):
+    save(tmp_path / "x.png")
+    code, out, _ = run(
+        "-q",
+        "-i",
+        "x.png",
+        "--max-iters=12",
+        "--lr",
+        "0.01",
+        "--k-min=7",
+        "--eps=0.5",
+        "--steps=5",
+        "--json",
+        "-o",
+        "y.png",
+    )
+    assert code == 0
+    config = json.loads(out)["config"]
+    assert config["max_iterations"] == 12
+    assert config["learning_rate"] == 0.01
+    assert config["k_min"] == 7
+    assert config["epsilon"] == 0.5
+
+
+def test_flags_of_one_run_do_not_reach_the_next(run, tmp_path):
+    save(tmp_path / "x.png")
+    save(tmp_path / "y.png")
+    assert run("-i", "x.png", "--dry_run", "--json")[0] == 0
+    code, out, _ = run("-i", "y.png", "--dry_run")
+    assert code == 0
+    assert out.startswith("y.png")
+
+
+def test_presets(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "memory", lambda *_: None)  # it takes a compilation
+    save(tmp_path / "x.png")
+    planned = run("x.png", "--preset=paper", "--dry_run", "--json")
+    plan = json.loads(planned[1])["plan"]
+    assert plan["max_unet_calls"] == 1500 * 10  # the budget and the steps of PAPER
+    assert plan["memory_bytes"] is None
+    assert "unknown" in run("x.png", "--dry_run")[1]
+
+
+def test_help_and_version_need_no_jax(tmp_path):
+    code = (
+        "import sys, main\n"
+        "assert main.main(['main.py', '--help']) == 0\n"
+        "assert main.main(['main.py', '--version']) == 0\n"
+        "assert main.main(['main.py', '--nonsense']) == 2\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    for name in main.FLAGS:
+        assert len(name) == 1 or f"--{name}" in done.stdout
+    first = done.stdout.splitlines()[:6]
+    assert sum("python main.py --image" in line for line in first) == 3
+    for number in (0, 1, 2, 3, 4, 5, 6, 7, 130):
+        assert f"  {number}  " in done.stdout
+    assert "default: natural64" in done.stdout
+    assert "diip-jax 0." in done.stdout
+
+
+@pytest.mark.parametrize("size_mode", ["auto", "tile", "native"])
+def test_a_prior_of_one_size_is_never_run_at_another(run, tmp_path, size_mode):
+    """Another size is tiled, and said to be, or refused with the remedies."""
+    folder = tmp_path / "prior"
+    priors.save(folder, seeded.prior(any_size=False, preset=PRESET))
+    save(tmp_path / "x.png", image=seeded.image(24, 20))
+    code, out, err = run("x.png", "--size_mode", size_mode, "--json", prior=folder)
+    record = json.loads(out)
+    if size_mode == "native":
+        assert code == 4
+        assert "16x16 only" in err
+        return
+    assert code == 0
+    config = record["config"]
+    assert (config["size_mode"], config["num_tiles"]) == ("tile", 4)
+    assert (config["tile"], config["tile_overlap"]) == (16, 4)
+    assert config["canvas"] == [20, 24]
+    assert images.read(tmp_path / "x_diip.png").rgb.shape == (24, 20, 3)
+
+
+def test_a_cache_that_cannot_be_used_is_a_warning(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "file"))
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png")
+    assert code == 0
+    assert "DIIP_CACHE" in err
+
+
+def test_a_second_run_of_the_same_size_compiles_nothing(
+    start, run, tmp_path, monkeypatch
+):
+    """In two processes, and by the count of what was not in the cache."""
+    monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    save(tmp_path / "x.png")
+    process = start("x.png")
+    process.communicate()
+    assert process.returncode == 0
+    programs = [p for p in listing(tmp_path / "cache") if not p.endswith("atime")]
+    assert len(programs) > 3
+
+    missed, found = [], []
+
+    def count(event, **_):
+        if event == "/jax/compilation_cache/cache_misses":
+            missed.append(event)
+        if event == "/jax/compilation_cache/cache_hits":
+            found.append(event)
+
+    save(tmp_path / "y.png", seed=1)
+    jax.clear_caches()
+    jax.monitoring.register_event_listener(count)
+    try:
+        assert run("y.png", "--seed=3", "--learning_rate=0.02")[0] == 0
+    finally:
+        jax.monitoring.unregister_event_listener(count)
+    assert not missed
+    assert len(found) > 3
+    again = [p for p in listing(tmp_path / "cache") if not p.endswith("atime")]
+    assert again == programs

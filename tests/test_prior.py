@@ -1,0 +1,233 @@
+"""Priors on disk and as g: round trips, refusals, and weights that stay arguments.
+
+Independent are the networks' direct application and a DDIM chain written out here.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+
+from diip_jax import prior as priors
+from diip_jax import restore
+from diip_jax.config import DIIPConfig
+from diip_jax.prior import Card, PriorError
+from diip_jax.schedule import Schedule, linear_alphas_cumprod
+from diip_jax.unets.adm import ADMConfig, ADMUNet
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_prior):
+    """Return the folder of the tiny prior on disk."""
+    path = tmp_path_factory.mktemp("priors") / "tiny"
+    priors.save(path, tiny_prior)
+    return path
+
+
+def test_card_survives_json():
+    card = seeded.card(
+        seeded.ADM_CASES["modern"],
+        schedule=Schedule(
+            kind="cosine", num_train_timesteps=4000, rescale_timesteps=True
+        ),
+        preset=DIIPConfig(learning_rate=0.05, gradient="last-2", dtype="bfloat16"),
+        any_size=False,
+    )
+    again = Card.from_json(card.to_json())
+    assert again == card
+    assert isinstance(again.architecture, ADMConfig)
+    assert hash(again) == hash(card)  # static under jit
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("schema", "diip.prior/9", "schema 'diip.prior/9', expected 'diip.prior/1'"),
+        ("family", "dit", "family 'dit'; known: .*adm"),
+    ],
+)
+def test_cards_of_another_kind_are_refused(field, value, message):
+    fields = json.loads(seeded.card(seeded.TINY).to_json())
+    with pytest.raises(PriorError, match=message):
+        Card.from_json(json.dumps({**fields, field: value}))
+
+
+def test_prior_survives_the_disk(saved, tiny_prior):
+    loaded = priors.load(saved)
+    assert loaded.card == tiny_prior.card
+    assert jax.tree.structure(loaded) == jax.tree.structure(tiny_prior)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(tiny_prior), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_that_do_not_fit_the_card_are_refused(saved, tmp_path):
+    card = json.loads((saved / "card.json").read_text())
+    card["architecture"]["num_channels"] = 64
+    (tmp_path / "params").symlink_to(saved / "params")
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(PriorError, match="do not fit card.json.*convert them again"):
+        priors.load(tmp_path)
+
+
+def test_missing_weights_are_refused(saved, tmp_path):
+    (tmp_path / "card.json").write_text((saved / "card.json").read_text())
+    with pytest.raises(PriorError, match="do not fit card.json.*convert them again"):
+        priors.load(tmp_path)
+
+
+def test_unknown_priors_are_refused_with_what_there_is(tmp_path):
+    with pytest.raises(PriorError, match="unknown prior 'nature46'; bundled: ") as info:
+        priors.load("nature46")
+    for name in priors.bundled():
+        assert name in str(info.value)
+    with pytest.raises(PriorError, match="unknown prior"):
+        priors.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", seeded.ADM_CASES)
+def test_abstract_params_are_those_of_the_network(name):
+    config = seeded.ADM_CASES[name]
+    expected = jax.eval_shape(
+        lambda: ADMUNet(config).init(
+            jax.random.key(0),
+            jnp.zeros((1, 2 * config.stride, config.stride, 3)),
+            jnp.zeros(()),
+            method="initialise",
+        )
+    )["params"]
+    assert priors.abstract_params(seeded.card(config)) == expected
+
+
+def by_hand(prior, z, timesteps):
+    """Run the DDIM chain step by step, the network applied directly."""
+    unet, variables = ADMUNet(prior.card.architecture), {"params": prior.params}
+    schedule = prior.card.schedule
+    count = schedule.num_train_timesteps
+    alphas_cumprod = linear_alphas_cumprod(count, beta_end=schedule.beta_end)
+
+    def network(x, t):
+        conditioning = unet.apply(variables, t, method="condition")
+        return unet.apply(variables, x[None], conditioning)[0]
+
+    predict = seeded.compile_quickly(network, z, jnp.float32(0))
+    x = np.asarray(z, np.float64)
+    for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True):
+        ab = alphas_cumprod[t]
+        ab_prev = 1.0 if t_prev is None else alphas_cumprod[t_prev]
+        seen = jnp.float32(t * 1000 / count)
+        eps = np.asarray(predict(jnp.float32(x), seen), np.float64)
+        x_0 = np.clip((x - np.sqrt(1 - ab) * eps) / np.sqrt(ab), -1, 1)
+        eps = (x - np.sqrt(ab) * x_0) / np.sqrt(1 - ab)
+        x = np.sqrt(ab_prev) * x_0 + np.sqrt(1 - ab_prev) * eps
+    return x
+
+
+@pytest.fixture(scope="module")
+def z():
+    """Return noise."""
+    return jax.random.normal(jax.random.key(1), (8, 12, 3))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "timesteps"),
+    [
+        (seeded.MILD, [800, 600, 400, 200, 0]),
+        (Schedule("linear", 50, 1e-4, 0.02, True), [40, 30, 20, 10, 0]),
+    ],
+)
+def test_generator_is_the_chain_by_hand(tiny_prior, z, schedule, timesteps):
+    card = dataclasses.replace(tiny_prior.card, schedule=schedule)
+    prior = tiny_prior.replace(card=card)
+    config = DIIPConfig(num_steps=5, gradient="frozen")
+    g = seeded.compile_quickly(priors.generator(prior, config), z)
+    # float32 against float64 in the algebra, five times over.
+    np.testing.assert_allclose(g(z), by_hand(prior, z, timesteps), atol=1e-4)
+
+
+def test_wrap_transforms_the_noise_predictor(tiny_prior, z):
+    config = DIIPConfig(num_steps=2, gradient="frozen")
+
+    def zero(predict_noise):
+        return lambda x_t, conditioning: jnp.zeros_like(x_t)
+
+    x = priors.generator(tiny_prior, config, wrap=zero)(z)
+    # Without noise x_0 = clip(z / sqrt(ab)); the second step starts there.
+    ab = linear_alphas_cumprod(beta_end=2e-3)[[500, 0]]
+    x_0 = np.clip(np.float64(z) / np.sqrt(ab[0]), -1, 1)
+    eps = (z - np.sqrt(ab[0]) * x_0) / np.sqrt(1 - ab[0])
+    middle = np.sqrt(ab[1]) * x_0 + np.sqrt(1 - ab[1]) * eps
+    expected = np.clip(middle / np.sqrt(ab[1]), -1, 1)
+    np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_schedule_of_the_card_is_used(tiny_prior):
+    schedule = Schedule(kind="cosine", num_train_timesteps=4000, rescale_timesteps=True)
+    card = dataclasses.replace(tiny_prior.card, schedule=schedule)
+    prior = tiny_prior.replace(card=card)
+    timesteps = np.array([2000, 0])
+    _, steps = priors.noise_predictor(prior, DIIPConfig(num_steps=2), timesteps)
+    expected = schedule.alphas_cumprod()[timesteps]
+    np.testing.assert_allclose(steps.alpha_bar, expected, rtol=1e-6)
+    plain = tiny_prior.replace(card=dataclasses.replace(card, schedule=Schedule()))
+    seen = np.array([500, 0])  # 2000 of 4000 looks to the network like 500 of 1000
+    _, same = priors.noise_predictor(plain, DIIPConfig(num_steps=2), seen)
+    for a, b in zip(steps.conditioning, same.conditioning, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("remat", ["none", "step", "block"])
+def test_bfloat16_reaches_the_network_alone(tiny_prior, z, remat):
+    config = DIIPConfig(num_steps=2, gradient="frozen", dtype="bfloat16", remat=remat)
+    assert priors.network(tiny_prior.card, config).dtype == jnp.bfloat16
+    x = jax.eval_shape(lambda z: priors.generator(tiny_prior, config)(z), z)
+    assert x.dtype == jnp.float32
+
+
+def test_stride(tiny_prior):
+    assert tiny_prior.stride == 2
+
+
+# Weights as arguments
+
+
+def lowered_text(prior, config, side=64):
+    """Return the program of `jit(restore)` as text."""
+    y, key = jnp.zeros((side, side, 3)), jax.random.key(0)
+    return jax.jit(restore).lower(prior, y, key, config).as_text()
+
+
+def test_weights_are_arguments_of_the_program(tiny_prior):
+    text = lowered_text(tiny_prior, tiny_prior.card.preset, side=16)
+    num_weights = sum(a.size for a in jax.tree.leaves(tiny_prior.params))
+    assert len(text) < num_weights  # a constant takes 8 characters per weight
+    [main] = [line for line in text.splitlines() if "func.func public @main" in line]
+    assert main.count("%arg") >= len(jax.tree.leaves(tiny_prior.params))
+
+
+@pytest.mark.parametrize("gradient", ["full", "frozen"])
+@pytest.mark.parametrize("remat", ["auto", "step"])
+def test_program_of_the_bundled_prior_is_small(gradient, remat):
+    if "natural64" not in priors.bundled():
+        pytest.skip("natural64 is not bundled")
+    prior = priors.load("natural64")
+    config = prior.card.preset.replace(gradient=gradient, remat=remat)
+    text = lowered_text(prior, config)
+    assert len(text) < 1_000_000, f"{len(text)} characters"
+
+
+@pytest.mark.parametrize("name", ["natural64", "faces64"])
+def test_bundled_priors_load(name):
+    if name not in priors.bundled():
+        pytest.skip(f"{name} is not bundled")
+    prior = priors.load(name)
+    assert prior.card.name == name
+    assert prior.stride == 8
+    count = sum(a.size for a in jax.tree.leaves(prior.params))
+    assert count == prior.card.parameters
+    for leaf in jax.tree.leaves(prior.params):
+        assert leaf.dtype == jnp.float32
+        assert np.isfinite(leaf).all()

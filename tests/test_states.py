@@ -1,0 +1,131 @@
+"""Saved states: bit for bit, and whole at every moment that a kill may choose.
+
+A kill is played by stopping `save` at each file operation in turn; what is compared
+with is the state itself, kept in memory.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seeded
+
+from diip_jax import engine, states
+from diip_jax.states import StateError
+
+SIZE = (16, 16)
+CONFIG = seeded.PRESET.replace(criterion="never", max_iterations=12)
+
+
+@pytest.fixture(scope="module")
+def snapshots(tiny_prior):
+    """Return the states after 3 and after 6 of 12 iterations."""
+    job = engine.Job(SIZE, lambda: seeded.image(*SIZE), jax.random.key(0))
+    reports = engine.run(tiny_prior, [job], CONFIG, chunk=3)
+    kept = [next(reports).running[0].snapshot() for _ in range(2)]
+    reports.close()
+    return kept
+
+
+@pytest.fixture(scope="module")
+def template(tiny_prior):
+    return engine.abstract_state(tiny_prior, SIZE, CONFIG)
+
+
+def check_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)  # NaN equals NaN here
+
+
+def test_the_two_states_differ(snapshots):
+    first, second = snapshots
+    assert (int(first.k), int(second.k)) == (3, 6)
+    assert not np.array_equal(first.z, second.z)
+
+
+def test_round_trip_is_bit_exact_and_leaves_one_folder(tmp_path, snapshots, template):
+    path = tmp_path / "sub" / ".x.png.state"
+    for snapshot in snapshots:
+        states.save(path, snapshot, "digest")
+        check_equal(states.load(path, template, "digest"), snapshot)
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_state_of_other_settings_is_not_taken(tmp_path, snapshots, template):
+    states.save(tmp_path / "s", snapshots[0], "digest")
+    assert states.load(tmp_path / "s", template, "other") is None
+    assert not states.is_saved(tmp_path / "s", "other")
+    assert states.is_saved(tmp_path / "s", "digest")
+    assert states.load(tmp_path / "t", template, "digest") is None
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+# Renames and deletions of `save` over an existing state, in their order.
+@pytest.mark.parametrize("survived", range(5))
+def test_a_kill_at_any_moment_leaves_a_whole_state(
+    tmp_path, monkeypatch, snapshots, template, survived
+):
+    path, left = tmp_path / "s", [survived]
+    states.save(path, snapshots[0], "digest")
+
+    def mortal(function):
+        def call(*args, **kwargs):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.shutil, "rmtree", mortal(shutil.rmtree))
+        patch.setattr(Path, "rename", mortal(Path.rename))
+        with pytest.raises(Killed):
+            states.save(path, snapshots[1], "digest")
+    assert states.is_saved(path, "digest")
+    loaded = states.load(path, template, "digest")
+    assert loaded is not None
+    check_equal(loaded, snapshots[0 if int(loaded.k) == 3 else 1])
+    if survived < 2:
+        assert int(loaded.k) == 3
+    if survived == 4:
+        assert int(loaded.k) == 6
+
+    states.save(path, snapshots[1], "digest")  # and the next run cleans up
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    check_equal(states.load(path, template, "digest"), snapshots[1])
+
+
+def test_half_a_state_is_no_state(tmp_path, snapshots, template):
+    states.save(tmp_path / "s", snapshots[0], "digest")
+    (tmp_path / "s" / "digest.json").unlink()  # it is written last
+    assert states.load(tmp_path / "s", template, "digest") is None
+
+
+def test_a_damaged_state_is_an_error_with_its_remedy(tmp_path, snapshots, template):
+    states.save(tmp_path / "s", snapshots[0], "digest")
+    shutil.rmtree(tmp_path / "s" / "state")
+    with pytest.raises(StateError, match="delete it") as caught:
+        states.load(tmp_path / "s", template, "digest")
+    assert str(tmp_path / "s") in str(caught.value)
+
+
+def test_a_state_that_cannot_be_written_is_an_error(tmp_path, snapshots):
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="cannot save"):
+        states.save(tmp_path / "file" / "s", snapshots[0], "digest")
+
+
+def test_remove_takes_everything(tmp_path, snapshots):
+    for name in ("s", "s.new", "s.old"):
+        states.save(tmp_path / name, snapshots[0], "digest")
+    states.remove(tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+    states.remove(tmp_path / "s")
