@@ -124,14 +124,20 @@ def start_lanes(prior: Prior, y: np.ndarray, config: DIIPConfig) -> engine.Lanes
     return start(jnp.asarray(y))
 
 
-def iteration(prior: Prior, y: np.ndarray, config: DIIPConfig) -> Callable[[], None]:
-    """Return a function that does one iteration of all images, (L, H, W, 3)."""
-    config = config.replace(criterion="never")  # a lane that stops would cost the same
+def iterations(
+    prior: Prior, y: np.ndarray, config: DIIPConfig, count: int
+) -> Callable[[], None]:
+    """Return a function that does some iterations of all images, (L, H, W, 3).
+
+    They are one chunk of the engine's compiled loop, as in a restoration.
+    """
+    # A lane that stops would cost the same, but end the chunk.
+    config = config.replace(criterion="never", max_iterations=10_000)
     lanes = [start_lanes(prior, y, config)]
 
     def iterate() -> None:
-        lanes[0], done = engine.advance(prior, lanes[0], config, 1, 1)
-        if int(done) != 1:  # int() waits for the device
+        lanes[0], done = engine.jitted_advance()(prior, lanes[0], config, count, 1)
+        if int(done) != count:  # int() waits for the device
             raise RuntimeError("no lane is alive: the budget of iterations is spent")
 
     return iterate

@@ -3,32 +3,30 @@
     python benchmarks/vs_torch.py [--json benchmarks/results/vs_torch.json]
 
 Needs torch, einops and azula (`pip install --no-deps azula`). Both sides run
-the whole iteration: g(z), the loss, its gradient, Adam. PyTorch runs eager, float32,
-channels first, with as many threads as cores; "checkpointed" recomputes every residual
-block, as azula's UNet does by default. Runs alternate, and the median of their times
-counts. Ratios below 1 mean that this package is faster.
+the whole iteration: g(z), the loss, its gradient, Adam; this package also computes the
+stopping criteria and the traces. A run is three iterations, here one chunk of the
+engine's compiled loop, there a Python loop. PyTorch runs float32, channels first, with
+as many threads as cores. "-blocks" recomputes every residual block in the backward pass
+on both sides (azula's UNet does so by default). Runs alternate, and the median of their
+times counts. Ratios below 1 mean that this package is faster.
 """
 
 import argparse
-import gc
-import json
 import os
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import azula.plugins.adm._src.unet as azula_unet
-import jax
-import jax.numpy as jnp
+import cases
 import numpy as np
 import torch
 
-import diip_jax
-from diip_jax import Prior, diip, load_prior
+from diip_jax import DIIPConfig, Prior, load_prior
 from diip_jax.schedule import ddim_timesteps
 
 CHECKPOINT = azula_unet.checkpoint
+ITERATIONS = 3  # of one run
 
 
 def to_torch(prior: Prior) -> torch.nn.Module:
@@ -71,12 +69,19 @@ def _path(name: str) -> list[str]:
 
 
 def torch_iteration(
-    unet: torch.nn.Module, y: np.ndarray, z: np.ndarray, config: diip_jax.DIIPConfig
+    unet: torch.nn.Module, y: np.ndarray, z: np.ndarray, config: DIIPConfig
 ) -> Callable[[], None]:
-    """Return a function that runs one iteration in PyTorch."""
+    """Return a function that runs one iteration in PyTorch.
+
+    Args:
+        unet: the noise predictor.
+        y: degraded images, (L, H, W, 3) in [0, 1].
+        z: noise to start from, of the same shape.
+        config: the settings.
+    """
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     times = ddim_timesteps(config.num_steps)
-    target = torch.tensor(y).permute(0, 3, 1, 2)
+    target = 2 * torch.tensor(y).permute(0, 3, 1, 2) - 1
     latent = torch.tensor(z).permute(0, 3, 1, 2).contiguous().requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=float(config.learning_rate))
 
@@ -102,53 +107,15 @@ def torch_iteration(
     return iterate
 
 
-def jax_iteration(
-    prior: Prior, y: np.ndarray, z: np.ndarray, config: diip_jax.DIIPConfig
-) -> Callable[[], None]:
-    """Return a function that runs one iteration of this package, compiled."""
-    size = y.shape[1:3]
-
-    def algorithm(prior: Prior, y: jax.Array) -> diip.Algorithm:
-        return diip.build(diip.generator(prior, config, size), y, config)
-
-    @jax.jit
-    def init(prior: Prior, y: jax.Array, z: jax.Array) -> diip.DIIPState:
-        return jax.vmap(lambda y, z: algorithm(prior, y).init(z))(y, z)
-
-    @jax.jit
-    def step(prior: Prior, y: jax.Array, state: diip.DIIPState) -> diip.DIIPState:
-        return jax.vmap(lambda y, state: algorithm(prior, y).step(state))(y, state)
-
-    degraded = jnp.asarray(y)
-    state = [init(prior, degraded, jnp.asarray(z))]
-
-    def iterate() -> None:
-        state[0] = jax.block_until_ready(step(prior, degraded, state[0]))
-
-    return iterate
-
-
-def compare(sides: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each side over alternating runs."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()
-        side()
-    gc.collect()
-    for _ in range(repeats):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(seconds)) for name, seconds in times.items()}
-
-
 def main() -> None:
     """Print the table of ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--lanes", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 10])
+    parser.add_argument("--gradients", nargs="+", default=["full", "frozen"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast too")
@@ -159,75 +126,96 @@ def main() -> None:
     prior, rng = load_prior("natural64"), np.random.default_rng(0)
     unet = to_torch(prior)
     rows = []
-    print("seconds of one iteration (median), and this package's over PyTorch's")
+    print("milliseconds of one iteration, median; in brackets ours over theirs")
     for size in flags.sizes:
         for lanes in flags.lanes:
-            y = rng.uniform(-1, 1, (lanes, size, size, 3)).astype(np.float32)
-            z = rng.standard_normal(y.shape).astype(np.float32)
-            for gradient in ("full", "frozen"):
+            y = rng.uniform(0, 1, (lanes, size, size, 3)).astype(np.float32)
+            for gradient in flags.gradients:
                 for steps in flags.steps:
-                    row = measure(prior, unet, y, z, gradient, steps, flags)
-                    rows.append({"size": size, "lanes": lanes, **row})
+                    config = prior.card.preset.replace(
+                        gradient=gradient, num_steps=steps
+                    )
+                    row = {"size": size, "lanes": lanes, "gradient": gradient}
+                    sides = all_sides(prior, unet, y, config, flags)
+                    seconds = cases.median_seconds(sides, flags.repeats)
+                    seconds = {side: s / ITERATIONS for side, s in seconds.items()}
+                    rows.append(row | {"steps": steps} | compare(seconds))
                     print(_line(rows[-1]), flush=True)
-    if flags.json:
-        machine = f"{os.cpu_count()} cores, {platform.machine()}"
-        versions = {"jax": jax.__version__, "torch": torch.__version__}
-        content = {"machine": machine, **versions, "rows": rows}
-        flags.json.write_text(json.dumps(content, indent=1) + "\n")
+                    cases.write(flags.json, rows, torch=torch.__version__)
 
 
-def measure(
+def all_sides(
     prior: Prior,
     unet: torch.nn.Module,
     y: np.ndarray,
-    z: np.ndarray,
-    gradient: str,
-    steps: int,
+    config: DIIPConfig,
     flags: argparse.Namespace,
-) -> dict:
-    """Return the times of all sides for one setting."""
-    config = prior.card.preset.replace(gradient=gradient, num_steps=steps)
-    plain = torch_iteration(unet, y, z, config)
+) -> dict[str, Callable[[], None]]:
+    """Return the runs to compare for one setting.
 
-    def eager() -> None:
-        azula_unet.checkpoint = lambda function, *inputs, **_: function(*inputs)
-        plain()
+    Args:
+        prior: the prior.
+        unet: the same in PyTorch.
+        y: degraded images, (L, H, W, 3) in [0, 1].
+        config: the settings.
+        flags: which sides are wanted.
+    """
+    z = np.asarray(cases.start_lanes(prior, y, config).state.z)
 
-    def checkpointed() -> None:
-        azula_unet.checkpoint = CHECKPOINT
-        plain()
+    def ours(**changes: Any) -> Callable[[], None]:
+        return cases.iterations(prior, y, config.replace(**changes), ITERATIONS)
 
-    sides = {"jax": jax_iteration(prior, y, z, config), "eager": eager}
-    if gradient == "full":
-        sides["checkpointed"] = checkpointed
+    def theirs(
+        unet: torch.nn.Module, *, blocks: bool = False, autocast: bool = False
+    ) -> Callable[[], None]:
+        iterate = torch_iteration(unet, y, z, config)
+
+        def run() -> None:
+            azula_unet.checkpoint = CHECKPOINT if blocks else _no_checkpoint
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                for _ in range(ITERATIONS):
+                    iterate()
+
+        return run
+
+    sides = {"jax": ours(), "eager": theirs(unet)}
+    if config.gradient == "full":
+        sides["jax-blocks"] = ours(remat="block")
+        sides["eager-blocks"] = theirs(unet, blocks=True)
     if flags.compile:
-        fast = torch_iteration(torch.compile(unet), y, z, config)
-
-        def compiled() -> None:
-            azula_unet.checkpoint = lambda function, *inputs, **_: function(*inputs)
-            fast()
-
-        sides["compiled"] = compiled
+        sides["compile"] = theirs(torch.compile(unet, dynamic=False))
     if flags.autocast:
-
-        def autocast() -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                eager()
-
-        sides["autocast"] = autocast
-    seconds = compare(sides, flags.repeats)
-    return {"gradient": gradient, "steps": steps, "seconds": seconds}
+        sides["jax-bfloat16"] = ours(dtype="bfloat16")
+        sides["eager-bfloat16"] = theirs(unet, autocast=True)
+    return sides
 
 
-def _line(row: dict) -> str:
-    seconds = dict(row["seconds"])
-    ours = seconds.pop("jax")
-    others = ", ".join(
-        f"{name} {value:.3f} s (ratio {ours / value:.2f})"
-        for name, value in seconds.items()
-    )
+def _no_checkpoint(function: Callable[..., Any], *inputs: Any, **_: Any) -> Any:
+    return function(*inputs)
+
+
+def compare(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return the seconds with the ratio of each PyTorch side to its counterpart here.
+
+    "eager-X" is compared with "jax-X"; everything else with "jax".
+    """
+    ratios = {}
+    for side, value in seconds.items():
+        if not side.startswith("jax"):
+            ratios[side] = seconds.get(side.replace("eager", "jax"), seconds["jax"])
+            ratios[side] /= value
+    return {"seconds": seconds, "ratios": ratios}
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = []
+    for side, seconds in row["seconds"].items():
+        ratio = row["ratios"].get(side)
+        parts.append(
+            f"{side} {1e3 * seconds:.0f}" + (f" [{ratio:.2f}]" if ratio else "")
+        )
     what = f"{row['size']}x{row['size']} x{row['lanes']} {row['gradient']:6s}"
-    return f"{what} {row['steps']:2d} steps: {ours:.3f} s; {others}"
+    return f"{what} {row['steps']:2d} steps: " + ", ".join(parts)
 
 
 if __name__ == "__main__":

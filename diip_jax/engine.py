@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from diip_jax import diip
+from diip_jax.compilation import compiler_options
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
 
@@ -109,7 +110,6 @@ class Report(NamedTuple):
     useful_iterations: int
 
 
-@functools.partial(jax.jit, donate_argnames="lanes")
 def advance(
     prior: Prior,
     lanes: Lanes,
@@ -121,7 +121,7 @@ def advance(
 
     Args:
         prior: the frozen model.
-        lanes: the lanes; their buffers are reused.
+        lanes: the lanes.
         config: the settings.
         num_iterations: the chunk ends after so many iterations, ...
         min_alive: ... or as soon as fewer lanes than this are unfinished.
@@ -150,6 +150,16 @@ def advance(
         return (done < num_iterations) & (lanes.alive.sum() >= min_alive)
 
     return lax.while_loop(should_continue, body, (lanes, jnp.int32(0)))
+
+
+@functools.cache
+def jitted_advance() -> Any:
+    """Return `advance` jitted for this backend; made late, as it asks for the backend.
+
+    The buffers of the lanes that it is given are reused.
+    """
+    options = compiler_options()
+    return jax.jit(advance, donate_argnames="lanes", compiler_options=options)
 
 
 def run(
@@ -309,7 +319,7 @@ class _Bucket:
 
     def _timed_advance(self, length: int, min_alive: int) -> tuple[int, float]:
         began = time.perf_counter()
-        self.lanes, done = advance(
+        self.lanes, done = jitted_advance()(
             self.prior, self.lanes, self.config, length, min_alive
         )
         return int(done), time.perf_counter() - began  # int() waits for the device
@@ -517,7 +527,8 @@ def memory(
     side = diip.canvas_size(prior, config, *size)
     empty = functools.partial(_empty, size=side, num_lanes=num_lanes)
     lanes = jax.eval_shape(lambda p, c: empty(p, config=c), prior, config)
-    plan = advance.lower(prior, lanes, config, 0, 0).compile().memory_analysis()
+    program = jitted_advance().lower(prior, lanes, config, 0, 0).compile()
+    plan = program.memory_analysis()
     if plan is None:
         return None
     used = plan.argument_size_in_bytes + plan.output_size_in_bytes

@@ -286,14 +286,14 @@ def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
 @pytest.fixture
 def room_for_one(monkeypatch):
     """Let a device that promised room for two lanes run out of memory with them."""
-    advance = engine.advance
+    advance = engine.jitted_advance()
 
     def small(prior, lanes, *args):
         if len(lanes.y) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return advance(prior, lanes, *args)
 
-    monkeypatch.setattr(engine, "advance", small)
+    monkeypatch.setattr(engine, "jitted_advance", lambda: small)
     monkeypatch.setattr(engine, "fitting_lanes", lambda *args: 2)
 
 

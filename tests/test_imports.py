@@ -13,7 +13,7 @@ PACKAGE = ROOT / "diip_jax"
 # From the bottom up: a module imports only from rows above its own in this list. A new
 # module gets its place here.
 ROWS = [
-    {"config", "unets.layers"},
+    {"config", "compilation", "unets.layers"},
     {"schedule", "ddim", "sharpness", "stopping", "canvas", "unets.adm", "unets.ddpm"}
     | {"images", "metrics", "degradations"},
     {"prior", "weights"},
@@ -37,7 +37,8 @@ FOREIGN = {
     "canvas": {"jax"},
     "metrics": {"numpy"},
     "degradations": {"numpy", "PIL"},
-    "unets.layers": {"jax", "flax"},
+    "compilation": {"jax"},
+    "unets.layers": {"jax", "flax", "numpy"},
     "unets.adm": {"jax", "flax"},
     "unets.ddpm": {"jax", "flax"},
 }

@@ -66,6 +66,36 @@ def test_group_norm_and_its_gradients(shape, per_image):
         assert seeded.relative_error(a, b) < FLOAT32
 
 
+def test_group_norm_with_silu_and_its_gradients():
+    shape = (3, 5, 2, 64)
+    x, g = 3 + 2 * normal(*shape), normal(*shape, seed=3)
+    scale, bias = normal(64, seed=1), normal(64, seed=2)
+    actual = value_and_cotangents(
+        lambda *args: layers.group_norm(*args, 1e-5, silu=True), g, x, scale, bias
+    )
+    expected = value_and_cotangents(
+        lambda *args: jax.nn.silu(naive_group_norm(*args)), g, x, scale, bias
+    )
+    for a, b in zip(actual, expected, strict=True):
+        assert seeded.relative_error(a, b) < FLOAT32
+
+
+def test_silu_is_safe_far_from_zero():
+    """The gradient divides by 1 + exp(-y), which is infinite below about -88."""
+    x = normal(1, 4, 4, 32)
+    far = jnp.where(jnp.arange(32) % 2, 1e3, -1e3)
+    value, g_x, *_ = value_and_cotangents(
+        lambda *args: layers.group_norm(*args, 1e-5, silu=True),
+        jnp.ones_like(x),
+        x,
+        jnp.ones(32),
+        far,
+    )
+    assert np.isfinite(g_x).all()
+    np.testing.assert_array_equal(value[..., ::2], 0)
+    assert (value[..., 1::2] > 990).all()
+
+
 def test_group_norm_keeps_precision_far_from_zero():
     """Mean 1000, deviation 1: a variance as E[x^2] - E[x]^2 is off by some 0.06."""
     x = 1000 + normal(1, 8, 8, 32)
@@ -140,6 +170,21 @@ def test_convolve_and_its_gradients(shape, size):
     g = normal(*shape[:3], 4, seed=2)
     actual = value_and_cotangents(layers.convolve, g, x, kernel)
     expected = value_and_cotangents(naive_convolve, g, x, kernel)
+    for a, b in zip(actual, expected, strict=True):
+        assert seeded.relative_error(a, b) < FLOAT32
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 5), (3, 1, 4, 2), (2, 3, 5, 8)])
+def test_convolve_upsampled_and_its_gradients(shape):
+    n, h, w, c = shape
+    x, kernel = normal(*shape), normal(3, 3, c, 4, seed=1)
+    g = normal(n, 2 * h, 2 * w, 4, seed=2)
+
+    def naive(x, kernel):
+        return naive_convolve(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
+
+    actual = value_and_cotangents(layers.convolve_upsampled, g, x, kernel)
+    expected = value_and_cotangents(naive, g, x, kernel)
     for a, b in zip(actual, expected, strict=True):
         assert seeded.relative_error(a, b) < FLOAT32
 

@@ -74,10 +74,12 @@ class ResBlock(nn.Module):
     def setup(self):
         """Create the layers under their PyTorch names."""
         width = self.out_channels * (2 if self.scale_shift else 1)
-        self.in_layers_0 = layers.GroupNorm()
-        self.in_layers_2 = layers.Conv(self.out_channels, dtype=self.dtype)
+        self.in_layers_0 = layers.GroupNorm(silu=True)
+        self.in_layers_2 = layers.Conv(
+            self.out_channels, upsampled=self.resample == "up", dtype=self.dtype
+        )
         self.emb_layers_1 = layers.Dense(width)
-        self.out_layers_0 = layers.GroupNorm()
+        self.out_layers_0 = layers.GroupNorm(silu=True)
         self.out_layers_3 = layers.Conv(self.out_channels, dtype=self.dtype)
         if self.in_channels != self.out_channels:
             self.skip_connection = layers.Conv(
@@ -90,17 +92,18 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         """Map features (N, H, W, C_in), given `condition`'s projection of time."""
-        h = nn.silu(self.in_layers_0(x))
-        if self.resample != "none":
-            change = layers.upsample if self.resample == "up" else layers.downsample
-            h, x = change(h), change(x)
+        h = self.in_layers_0(x)
+        if self.resample == "down":
+            h, x = layers.downsample(h), layers.downsample(x)
+        elif self.resample == "up":
+            x = layers.upsample(x)
         h = self.in_layers_2(h)
         if self.scale_shift:
             scale, shift = jnp.split(time, 2, axis=-1)
             h = self.out_layers_0(h, (scale, shift))
         else:
             h = self.out_layers_0(h + time.astype(h.dtype))
-        h = self.out_layers_3(nn.silu(h))
+        h = self.out_layers_3(h)
         if self.in_channels != self.out_channels:
             x = self.skip_connection(x)
         return x + h
@@ -145,8 +148,8 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Double both sides of (N, H, W, C)."""
-        conv = layers.Conv(self.features, dtype=self.dtype, name="conv")
-        return conv(layers.upsample(x))
+        conv = layers.Conv(self.features, upsampled=True, dtype=self.dtype, name="conv")
+        return conv(x)
 
 
 class ADMUNet(nn.Module):
@@ -223,7 +226,7 @@ class ADMUNet(nn.Module):
             block(deepest, deepest),
         ]
         self.output_blocks = up
-        self.out_0 = layers.GroupNorm()
+        self.out_0 = layers.GroupNorm(silu=True)
         self.out_2 = layers.Conv(6 if config.learn_sigma else 3)
 
     def condition(self, t: jax.Array) -> Conditioning:
@@ -264,7 +267,7 @@ class ADMUNet(nn.Module):
         h = _apply(self.middle_block, h, times)
         for block in self.output_blocks:
             h = _apply(block, jnp.concatenate([h, skips.pop()], axis=-1), times)
-        h = nn.silu(self.out_0(h.astype(jnp.float32)))
+        h = self.out_0(h.astype(jnp.float32))
         return self.out_2(h)[..., :3]
 
     def initialise(self, x: jax.Array, t: jax.Array) -> jax.Array:

@@ -88,10 +88,10 @@ class ResBlock(nn.Module):
     def setup(self):
         """Create the layers under their PyTorch names."""
         config, width = self.config, self.out_channels
-        self.norm1 = layers.GroupNorm(config.norm_epsilon)
+        self.norm1 = layers.GroupNorm(config.norm_epsilon, silu=True)
         self.conv1 = layers.Conv(width, dtype=self.dtype)
         self.time_emb_proj = layers.Dense(width * (2 if config.scale_shift else 1))
-        self.norm2 = layers.GroupNorm(config.norm_epsilon)
+        self.norm2 = layers.GroupNorm(config.norm_epsilon, silu=True)
         self.conv2 = layers.Conv(width, dtype=self.dtype)
         if self.in_channels != width:
             self.conv_shortcut = layers.Conv(width, size=1, dtype=self.dtype)
@@ -102,13 +102,13 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
         """Map features (N, H, W, C_in), given `condition`'s projection of time."""
-        h = self.conv1(nn.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         if self.config.scale_shift:
             scale, shift = jnp.split(time, 2, axis=-1)
             h = self.norm2(h, (scale, shift))
         else:
             h = self.norm2(h + time.astype(h.dtype))
-        h = self.conv2(nn.silu(h))
+        h = self.conv2(h)
         if self.in_channels != self.out_channels:
             x = self.conv_shortcut(x)
         return x + h
@@ -152,9 +152,9 @@ class Resample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Halve or double both sides of (N, H, W, C)."""
         if self.direction == "up":
-            return layers.Conv(self.features, dtype=self.dtype, name="conv")(
-                layers.upsample(x)
-            )
+            return layers.Conv(
+                self.features, upsampled=True, dtype=self.dtype, name="conv"
+            )(x)
         padding = (1, 1) if self.symmetric_padding else (0, 1)
         return layers.Conv(
             self.features, stride=2, padding=padding, dtype=self.dtype, name="conv"
@@ -294,7 +294,7 @@ class DDPMUNet(nn.Module):
             **common,
         )
         self.up_blocks = up
-        self.conv_norm_out = layers.GroupNorm(config.norm_epsilon)
+        self.conv_norm_out = layers.GroupNorm(config.norm_epsilon, silu=True)
         self.conv_out = layers.Conv(config.out_channels)
 
     def condition(self, t: jax.Array) -> Conditioning:
@@ -343,7 +343,7 @@ class DDPMUNet(nn.Module):
         for level in self.up_blocks:
             popped = tuple(skips.pop() for _ in range(num_down + 1))
             h = level(h, take(num_down + 1), popped)[-1]
-        h = nn.silu(self.conv_norm_out(h.astype(jnp.float32)))
+        h = self.conv_norm_out(h.astype(jnp.float32))
         return self.conv_out(h)[..., :3]
 
     def initialise(self, x: jax.Array, t: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -80,12 +81,22 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """2-D convolution with explicit padding, (N, H, W, C_in) to (N, H', W', C_out)."""
+    """2-D convolution with explicit padding, (N, H, W, C_in) to (N, H', W', C_out).
+
+    Attributes:
+        features: C_out.
+        size: side of the kernel.
+        stride: step of the window.
+        padding: zeros before and after each side.
+        upsampled: convolve `upsample(x)` instead of x; for the default window alone.
+        dtype: of the computation.
+    """
 
     features: int
     size: int = 3
     stride: int = 1
     padding: tuple[int, int] = (1, 1)
+    upsampled: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -97,6 +108,8 @@ class Conv(nn.Module):
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.size == 1:
             return x @ kernel[0, 0] + bias
+        if self.upsampled:
+            return convolve_upsampled(x, kernel) + bias
         if self.stride == 1 and self.padding == (self.size // 2, self.size // 2):
             return convolve(x, kernel) + bias
         y = lax.conv_general_dilated(
@@ -113,9 +126,14 @@ class GroupNorm(nn.Module):
     """Group normalisation whose affine part can absorb a further scale and shift.
 
     Statistics are exact (two passes) and taken in float32 whatever the dtype of x.
+
+    Attributes:
+        epsilon: added to the variance.
+        silu: SiLU follows; in one function, so that x alone is kept for the gradient.
     """
 
     epsilon: float = 1e-5
+    silu: bool = False
 
     @nn.compact
     def __call__(
@@ -135,11 +153,15 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             factor, shift = (m.astype(jnp.float32) for m in modulation)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
-        return group_norm(x, scale, bias, self.epsilon)
+        return group_norm(x, scale, bias, self.epsilon, self.silu)
 
 
 def group_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    silu: bool = False,
 ) -> jax.Array:
     """Normalise x over space and the channels of each group, then scale and shift.
 
@@ -148,6 +170,7 @@ def group_norm(
         scale: (C,) or (N, C).
         bias: (C,) or (N, C).
         epsilon: added to the variance.
+        silu: apply SiLU to the result.
 
     Returns:
         Features of the shape and dtype of x.
@@ -155,35 +178,39 @@ def group_norm(
     n, h, w, c = x.shape
     scale, bias = (jnp.broadcast_to(a, (n, c)) for a in (scale, bias))
     flat = x.astype(jnp.float32).reshape(n, h * w, c)
-    y: jax.Array = _group_norm(flat, scale, bias, epsilon)  # pyright: ignore
+    y: jax.Array = _group_norm(flat, scale, bias, epsilon, silu)  # pyright: ignore
     return y.reshape(x.shape).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _group_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, silu: bool
 ) -> jax.Array:
     """Normalise x, (N, L, C), with scale and bias (N, C)."""
-    return _group_norm_forward(x, scale, bias, epsilon)[0]
+    return _group_norm_forward(x, scale, bias, epsilon, silu)[0]
 
 
-def _group_norm_forward(x, scale, bias, epsilon):
+def _group_norm_forward(x, scale, bias, epsilon, silu):
     mean = _group_mean(_channel_mean(x))[:, None]
     centred = x - mean
     variance = _group_mean(_channel_mean(jnp.square(centred)))[:, None]
     rate = lax.rsqrt(variance + epsilon)
     y = centred * (rate * scale[:, None]) + bias[:, None]
-    return y, (x, mean, rate, scale)
+    return nn.silu(y) if silu else y, (x, mean, rate, scale, bias)
 
 
-def _group_norm_backward(epsilon, residuals, g):
+def _group_norm_backward(epsilon, silu, residuals, g):
     """Return the cotangents; autodiff of the above is exact too, but much slower.
 
     With x_hat = (x - mean) * rate and means over a group written <.>, the cotangent of
     x is rate * (g s - <g s> - x_hat <g s x_hat>).
     """
-    x, mean, rate, scale = residuals
+    x, mean, rate, scale, bias = residuals
     x_hat = (x - mean) * rate
+    if silu:
+        y = x_hat * scale[:, None] + bias[:, None]
+        rise = 1 + jnp.exp(-y)  # the sigmoid is 1 / rise
+        g = g * (1 + y * (1 - 1 / rise)) / rise
     along_bias, along_scale = _channel_mean(g), _channel_mean(g * x_hat)
     offset = _group_mean(along_bias * scale)[:, None]
     tilt = _group_mean(along_scale * scale)[:, None]
@@ -212,19 +239,29 @@ def _group_mean(channels: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve x, (N, H, W, C_in), with (S, S, C_in, C_out), S odd, keeping its size.
+    """Convolve x, (N, H, W, C_in), with (S, S, C_in, C_out), padded by S // 2.
+
+    An odd S keeps the size of x, an even one adds a row and a column.
 
     The cotangent of x is again such a convolution, with the kernel turned by 180
     degrees; autodiff says the same through a reversed window, for which XLA's CPU
     backend has no fast path inside a loop.
     """
-    margin = kernel.shape[0] // 2
+    return _convolve(x, kernel, kernel.shape[0] // 2)
+
+
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    margin: int,
+    dimensions: tuple[str, str, str] = DIMENSIONS,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
         padding=[(margin, margin)] * 2,
-        dimension_numbers=DIMENSIONS,
+        dimension_numbers=dimensions,
     )
 
 
@@ -238,17 +275,42 @@ def _convolve_backward(residuals, g):
     margin = kernel.shape[0] // 2
     # The batch is contracted, so it takes the part of the channels: no loop, and the
     # compiler drops it where only the cotangent of x is asked for.
-    g_kernel = lax.conv_general_dilated(
-        x,
-        g,
-        window_strides=(1, 1),
-        padding=[(margin, margin)] * 2,
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
-    )
-    return convolve(g, turned), g_kernel
+    g_kernel = _convolve(x, g, margin, ("CHWN", "IHWO", "HWNC"))
+    return _convolve(g, turned, kernel.shape[0] - 1 - margin), g_kernel
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
+
+# Doubling repeats rows, so that two of three taps fall on the same row: the weights
+# that output rows 2i and 2i + 1 give to two neighbouring rows, (2, 2, 3).
+_PHASES = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+
+
+def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return `convolve(upsample(x), kernel)` with 4/9 of its multiplications.
+
+    The four pixels that come of one are four 2x2 convolutions of x, done as one.
+
+    Args:
+        x: features, (N, H, W, C_in).
+        kernel: (3, 3, C_in, C_out).
+
+    Returns:
+        (N, 2 H, 2 W, C_out).
+    """
+    n, h, w, _ = x.shape
+    c_in, c_out = kernel.shape[2:]
+    phases = jnp.asarray(_PHASES, kernel.dtype)
+    kernels = jnp.einsum(
+        "aik,bjl,klcd->ijcabd", phases, phases, kernel, precision="highest"
+    )
+    y = convolve(x, kernels.reshape(2, 2, c_in, 4 * c_out))
+    y = y.reshape(n, h + 1, w + 1, 2, 2, c_out)
+    rows = [
+        jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3)
+        for a in (0, 1)
+    ]
+    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, c_out)
 
 
 def attention(qkv: jax.Array, num_heads: int, *, heads_first: bool) -> jax.Array:
