@@ -1,0 +1,125 @@
+"""How close the chain comes to what this machine's convolutions reach.
+
+    python benchmarks/roofline.py [--sizes 64 128] [--json FILE]
+
+FLOP and bytes are XLA's counts for the compiled program; the peak is the fastest of a
+few 3x3 convolutions of the network's shapes, and the bandwidth that of adding two large
+arrays, both measured in the same run, alternating. The roof is what the counts would
+take at the peak or at the bandwidth, whichever is longer; the fraction is FLOP per
+second over the peak. Forward: g(z). Gradient: loss and dE/dz through the whole chain.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cases
+import jax
+import jax.numpy as jnp
+
+from diip_jax import Prior, diip, load_prior
+from diip_jax.compilation import compiler_options
+from diip_jax.unets.layers import convolve
+
+SHAPES = [(128, 32, 32), (128, 64, 64), (64, 64, 64), (32, 96, 96), (16, 128, 128)]
+STREAM = 2**25  # float32 values: 128 MiB, beyond every cache
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> Any:
+    """Return a compiled program for these arguments."""
+    return jax.jit(function).lower(*args).compile(compiler_options())
+
+
+def convolutions() -> dict[str, tuple[float, Callable[[], object]]]:
+    """Return FLOP and a call of each convolution that the peak is taken from."""
+    calls = {}
+    for side, c_in, c_out in SHAPES:
+        x = jax.random.normal(jax.random.key(0), (1, side, side, c_in))
+        kernel = jnp.ones((3, 3, c_in, c_out))
+        run = compiled(convolve, x, kernel)
+
+        def call(
+            run: Any = run, x: jax.Array = x, kernel: jax.Array = kernel
+        ) -> object:
+            return [jax.block_until_ready(run(x, kernel)) for _ in range(10)]
+
+        flop = 10 * 2 * 9 * c_in * c_out * side * side
+        calls[f"convolution {side}x{side} {c_in} to {c_out}"] = (flop, call)
+    return calls
+
+
+def chains(
+    prior: Prior, side: int, steps: int
+) -> dict[str, tuple[dict[str, float], Callable[[], object]]]:
+    """Return counts and a call of the forward and of the gradient chain."""
+    config = prior.card.preset.replace(num_steps=steps, remat="none")
+    y, z = jax.random.normal(jax.random.key(1), (2, side, side, 3))
+
+    def forward(prior: Prior, z: jax.Array) -> jax.Array:
+        return diip.generator(prior, config, (side, side))(z)
+
+    def energy(z: jax.Array, prior: Prior) -> jax.Array:
+        return jnp.mean(jnp.square(forward(prior, z) - y))
+
+    def gradient(prior: Prior, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.value_and_grad(energy)(z, prior)
+
+    calls = {}
+    for name, function in (("forward", forward), ("gradient", gradient)):
+        run = compiled(function, prior, z)
+        counts = run.cost_analysis()
+
+        def call(run: Any = run) -> object:
+            return jax.block_until_ready(run(prior, z))
+
+        calls[name] = (counts, call)
+    return calls
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+
+    prior, rows = load_prior("natural64"), []
+    a, b = jnp.ones(STREAM), jnp.ones(STREAM)
+    add = compiled(jnp.add, a, b)
+    for side in flags.sizes:
+        kernels, programs = convolutions(), chains(prior, side, flags.steps)
+        calls = {name: call for name, (_, call) in (kernels | programs).items()}
+        calls["stream"] = lambda: jax.block_until_ready(add(a, b))
+        seconds = cases.median_seconds(calls, flags.repeats)
+        rates = {name: flop / seconds[name] for name, (flop, _) in kernels.items()}
+        peak, bandwidth = max(rates.values()), 3 * 4 * STREAM / seconds["stream"]
+        print(f"{side}x{side}, {flags.steps} steps: peak {peak / 1e9:.0f} GFLOP/s of a")
+        print(
+            f"convolution (others {min(rates.values()) / 1e9:.0f} and more), ", end=""
+        )
+        print(f"{bandwidth / 1e9:.0f} GB/s")
+        print("             GFLOP      GB   ms    roof, ms   GFLOP/s   of the peak")
+        for name, (counts, _) in programs.items():
+            flop, size = counts["flops"], counts["bytes accessed"]
+            rate = flop / seconds[name]
+            roof = max(flop / peak, size / bandwidth)
+            row = {"size": side, "steps": flags.steps, "chain": name, "flop": flop}
+            row |= {"bytes": size, "seconds": seconds[name], "roof_seconds": roof}
+            row |= {"peak": peak, "bandwidth": bandwidth, "fraction": rate / peak}
+            rows.append(row | {"convolutions": rates})
+            print(
+                f"{name:10s} {flop / 1e9:7.1f} {size / 1e9:7.1f} "
+                f"{1e3 * seconds[name]:6.0f} {1e3 * roof:9.0f} {rate / 1e9:9.0f} "
+                f"{rate / peak:10.2f}",
+                flush=True,
+            )
+        cases.write(flags.json, rows)
+
+
+if __name__ == "__main__":
+    main()
