@@ -1232,9 +1232,9 @@ def test_a_wrong_fact_about_guided_diffusion_is_noticed(name, change):
 def test_the_epsilon_of_the_other_layouts_is_noticed(monkeypatch):
     plain = layers.group_norm
 
-    def ddpm_norm(x, scale, bias, epsilon):
+    def ddpm_norm(x, scale, bias, epsilon, silu):
         assert epsilon == 1e-5
-        return plain(x, scale, bias, 1e-6)
+        return plain(x, scale, bias, 1e-6, silu)
 
     monkeypatch.setattr(layers, "group_norm", ddpm_norm)
     assert adm_error("early_feeble") > NOTICED

@@ -205,7 +205,7 @@ def test_a_scale_without_its_one_is_noticed(monkeypatch):
         if modulation is None:
             return plain(self, x)
         scale, shift = modulation
-        return plain(self, x) * scale + shift  # without the 1 in (1 + scale)
+        return plain(self, x, (scale - 1, shift))  # without the 1 in (1 + scale)
 
     monkeypatch.setattr(layers.GroupNorm, "__call__", bare)
     assert error("scale_shift") > NOTICED
