@@ -5,10 +5,10 @@
 
 Weights are random: they change the picture, not the speed. Each row is one setting:
 seconds of one iteration (median, one chunk of the engine's loop) with its compilation
-apart, peak memory as the device reports it, as the compiler planned it where it does
-not, and the time of a restoration of `--iterations` iterations, which is a product,
-not a measurement. Table 6 does not name its device. Nothing here was measured on an
-accelerator by the authors of this file.
+apart; the peak of memory as the device reports it, which includes the rows above, or as
+the compiler planned it where the device does not say; and the time of a restoration of
+`--iterations` iterations, which is a product, not a measurement. Table 6 does not name
+its device. Nothing here was measured on an accelerator by the authors of this file.
 """
 
 import argparse
@@ -77,7 +77,6 @@ def main() -> None:
         "setting                        s/iteration   s/restoration   GB   compile, s"
     )
     rows: list[dict[str, Any]] = []
-    # From little memory to much: the device reports the peak of everything so far.
     for dtype in flags.dtypes:
         prior = cases.random_prior(card, dtype)
         for gradient, remat in SETTINGS:
@@ -100,7 +99,7 @@ def _paper() -> str:
 
 def _line(row: dict[str, Any], iterations: int) -> str:
     what = f"{row['gradient']}-{row['remat']} {row['steps']} steps {row['dtype']}"
-    used, label = row["peak_bytes"], "measured"
+    used, label = row["peak_bytes"], "so far"
     if used is None:
         used, label = row["planned_bytes"] or float("nan"), "planned"
     return (

@@ -125,15 +125,22 @@ def start_lanes(prior: Prior, y: np.ndarray, config: DIIPConfig) -> engine.Lanes
 
 
 def iterations(
-    prior: Prior, y: np.ndarray, config: DIIPConfig, count: int
+    prior: Prior,
+    y: np.ndarray,
+    config: DIIPConfig,
+    count: int,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Callable[[], None]:
     """Return a function that does some iterations of all images, (L, H, W, 3).
 
-    They are one chunk of the engine's compiled loop, as in a restoration.
+    They are one chunk of the engine's compiled loop, as in a restoration. A sharding is
+    that of the lanes; the prior must be replicated over the same devices.
     """
     # A lane that stops would cost the same, but end the chunk.
     config = config.replace(criterion="never", max_iterations=10_000)
     lanes = [start_lanes(prior, y, config)]
+    if sharding is not None:
+        lanes = jax.device_put(lanes, sharding)
 
     def iterate() -> None:
         lanes[0], done = engine.jitted_advance()(prior, lanes[0], config, count, 1)

@@ -49,14 +49,9 @@ def measure_sharded(config: DIIPConfig, repeats: int) -> float:
     mesh = Mesh(np.asarray(jax.devices()), ("lanes",))
     replicated = NamedSharding(mesh, PartitionSpec())
     prior = jax.device_put(load_prior("natural64"), replicated)
-    config = config.replace(criterion="never", max_iterations=10_000)
-    lanes = cases.start_lanes(prior, cases.pictures(DEVICE_LANES, 64), config)
-    state = [jax.device_put(lanes, NamedSharding(mesh, PartitionSpec("lanes")))]
-
-    def iterate() -> None:
-        state[0], done = engine.jitted_advance()(prior, state[0], config, CHUNK, 1)
-        done.block_until_ready()
-
+    sharding = NamedSharding(mesh, PartitionSpec("lanes"))
+    y = cases.pictures(DEVICE_LANES, 64)
+    iterate = cases.iterations(prior, y, config, CHUNK, sharding)
     return cases.median_seconds({"run": iterate}, repeats)["run"] / CHUNK
 
 

@@ -106,10 +106,10 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        if self.size == 1:
-            return x @ kernel[0, 0] + bias
         if self.upsampled:
             return convolve_upsampled(x, kernel) + bias
+        if self.size == 1:
+            return x @ kernel[0, 0] + bias
         if self.stride == 1 and self.padding == (self.size // 2, self.size // 2):
             return convolve(x, kernel) + bias
         y = lax.conv_general_dilated(
