@@ -26,7 +26,7 @@ from diip_jax import DIIPConfig, Prior, load_prior
 from diip_jax.schedule import ddim_timesteps
 
 CHECKPOINT = azula_unet.checkpoint
-ITERATIONS = 3  # of one run
+ITERATIONS = 10  # of one run: what the engine does before it looks
 
 
 def to_torch(prior: Prior) -> torch.nn.Module:

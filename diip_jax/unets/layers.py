@@ -284,12 +284,16 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 # Doubling repeats rows, so that two of three taps fall on the same row: the weights
 # that output rows 2i and 2i + 1 give to two neighbouring rows, (2, 2, 3).
 _PHASES = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+# Backwards, a row gathers from output rows 2i - 1 to 2i + 2 what its two copies gave.
+_GATHERED = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
 
 
+@jax.custom_vjp
 def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `convolve(upsample(x), kernel)` with 4/9 of its multiplications.
 
-    The four pixels that come of one are four 2x2 convolutions of x, done as one.
+    The four pixels that come of one are four 2x2 convolutions of x, done as one; their
+    transpose is one 4x4 convolution with stride 2.
 
     Args:
         x: features, (N, H, W, C_in).
@@ -298,6 +302,10 @@ def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         (N, 2 H, 2 W, C_out).
     """
+    return _convolve_phases(x, kernel)
+
+
+def _convolve_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
     n, h, w, _ = x.shape
     c_in, c_out = kernel.shape[2:]
     phases = jnp.asarray(_PHASES, kernel.dtype)
@@ -311,6 +319,26 @@ def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
         for a in (0, 1)
     ]
     return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, c_out)
+
+
+def _convolve_upsampled_forward(x, kernel):
+    return convolve_upsampled(x, kernel), (x, kernel)
+
+
+def _convolve_upsampled_backward(residuals, g):
+    x, kernel = residuals
+    gathered = jnp.asarray(_GATHERED, kernel.dtype)
+    turned = jnp.einsum(
+        "ik,jl,klcd->ijdc", gathered, gathered, kernel, precision="highest"
+    )
+    g_x = lax.conv_general_dilated(
+        g, turned, (2, 2), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
+    )
+    _, pull_kernel = jax.vjp(functools.partial(_convolve_phases, x), kernel)
+    return g_x, *pull_kernel(g)
+
+
+convolve_upsampled.defvjp(_convolve_upsampled_forward, _convolve_upsampled_backward)
 
 
 def attention(qkv: jax.Array, num_heads: int, *, heads_first: bool) -> jax.Array:
