@@ -10,10 +10,10 @@ whose weight is tuned on the truth, photo by photo (oracle TV; needs scikit-imag
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
+import cases
 import jax
 import numpy as np
 from skimage.restoration import denoise_tv_chambolle
@@ -28,7 +28,6 @@ from diip_jax import (
     metrics,
     stopping,
 )
-from diip_jax.record import environment
 
 TV_WEIGHTS = np.geomspace(0.02, 1.0, 25)
 
@@ -86,7 +85,9 @@ def replay(
 
 def main() -> None:
     """Print the table and write its record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--prior", default="natural64")
     parser.add_argument("--lanes", type=int, default=4)
@@ -151,10 +152,8 @@ def main() -> None:
         f"mean gain {gains.mean():.2f} dB; at least 3 dB on {(gains >= 3).sum()} of "
         f"{len(rows)}; {seconds:.0f} s in all"
     )
-    if flags.json:
-        content = {"env": environment(), "rows": rows, "mean": means}
-        content |= {"mean_gain": float(gains.mean()), "seconds": seconds}
-        flags.json.write_text(json.dumps(content, indent=1) + "\n")
+    mean_gain = float(gains.mean())
+    cases.write(flags.json, rows, mean=means, mean_gain=mean_gain, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Needs torch, einops and azula (`pip install --no-deps azula`). Both sides run
 the whole iteration: g(z), the loss, its gradient, Adam; this package also computes the
-stopping criteria and the traces. A run is three iterations, here one chunk of the
+stopping criteria and the traces. A run is ten iterations, here one chunk of the
 engine's compiled loop, there a Python loop. PyTorch runs float32, channels first, with
 as many threads as cores. "-blocks" recomputes every residual block in the backward pass
 on both sides (azula's UNet does so by default). Runs alternate, and the median of their
@@ -202,8 +202,8 @@ def compare(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
     ratios = {}
     for side, value in seconds.items():
         if not side.startswith("jax"):
-            ratios[side] = seconds.get(side.replace("eager", "jax"), seconds["jax"])
-            ratios[side] /= value
+            kind = side.removeprefix("eager") if side.startswith("eager") else ""
+            ratios[side] = seconds[f"jax{kind}"] / value
     return {"seconds": seconds, "ratios": ratios}
 
 

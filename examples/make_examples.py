@@ -1,16 +1,19 @@
 """Make the damaged photos of this folder from scikit-image's own pictures.
 
-    python examples/make_examples.py
+    python examples/make_examples.py [--rocket FOLDER]
 
 Needs scikit-image. Each picture is halved, cut to 128x128 and damaged with a fixed
-seed; the clean original lies beside it. See README.md here for the licences.
+seed; the clean original lies beside it. With `--rocket` only a large pair is written,
+700x500, to another folder. See README.md here for the licences.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import skimage.data
 from PIL import Image
+from skimage.transform import resize
 
 from diip_jax import degradations
 
@@ -23,15 +26,29 @@ def crop(picture: np.ndarray, top: int, left: int) -> np.ndarray:
     return halved[top : top + 128, left : left + 128]
 
 
-def save(name: str, x: np.ndarray) -> None:
+def save(folder: Path, name: str, x: np.ndarray) -> None:
     """Write an 8-bit PNG."""
     pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
-    Image.fromarray(pixels).save(FOLDER / f"{name}.png")
+    Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def rocket() -> np.ndarray:
+    """Return a picture of 700x500 with a smooth sky, where seams would show."""
+    enlarged = resize(skimage.data.rocket(), (500, 750), order=3)
+    return enlarged[:, 25:725]
 
 
 def main() -> None:
-    """Write the three pairs."""
-    rng = np.random.default_rng(0)
+    """Write the three pairs, or the large one."""
+    parser = argparse.ArgumentParser(description="Make the damaged photos.")
+    parser.add_argument("--rocket", type=Path, metavar="FOLDER")
+    folder, rng = parser.parse_args().rocket, np.random.default_rng(0)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        clean = rocket()
+        save(folder, "rocket_clean", clean)
+        save(folder, "rocket_noise", degradations.noise_mixture(clean, rng))
+        return
     astronaut = crop(skimage.data.astronaut(), 0, 50)
     chelsea = crop(skimage.data.chelsea(), 10, 40)
     coffee = crop(skimage.data.coffee(), 30, 100)
@@ -43,8 +60,8 @@ def main() -> None:
         "coffee_blur": (coffee, degradations.gaussian_noise(blurred, rng)),
     }
     for name, (clean, damaged) in pairs.items():
-        save(f"{name}_clean", clean)
-        save(name, damaged)
+        save(FOLDER, f"{name}_clean", clean)
+        save(FOLDER, name, damaged)
 
 
 if __name__ == "__main__":
