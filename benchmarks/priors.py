@@ -70,6 +70,7 @@ ARCHITECTURES: dict[int, ADMConfig | DDPMConfig] = {
         num_channels=32,
         channel_mult=(1, 2, 4, 8, 8, 16, 16),
         num_res_blocks=(1, 2, 2, 2, 2, 3, 4),
+        resblock_updown=False,
         attention_factors=(16, 32, 64),
     ),
     93_563_910: LIGHT,

@@ -136,6 +136,8 @@ def test_every_architecture_of_the_registry_has_a_row():
     module = load("priors")
     counts = {checkpoint.parameters for checkpoint in weights.registry().values()}
     assert counts == set(module.ARCHITECTURES)
+    for parameters in counts:
+        assert module.card(parameters).parameters == parameters  # else it exits
 
 
 def test_an_architecture_that_does_not_fit_its_count_is_refused(monkeypatch):

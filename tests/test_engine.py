@@ -107,6 +107,27 @@ def test_vmap_agrees_with_images_alone(tiny_prior, key, alone, restore_vmap):
         check_same(jax.tree.map(lambda a, n=lane: a[n], both), alone[i])
 
 
+def test_other_pictures_numbers_and_chunks_compile_nothing(tiny_prior, key):
+    compiled = []
+
+    def count(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    first = images([(18, 16), (17, 15)])  # a canvas of no other test
+    other = LONG.replace(learning_rate=2e-3, k_min=900)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        engine.restore_many(tiny_prior, first, key, LONG, num_lanes=1, chunk=7)
+        assert compiled
+        compiled.clear()
+        second, key = [1 - y for y in first], jax.random.key(8)
+        engine.restore_many(tiny_prior, second, key, other, num_lanes=1, chunk=5)
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
 def test_order_of_the_images_does_not_matter(tiny_prior, key, alone):
     order = [4, 0, 3, 1]
     pictures, jobs = images(), jobs_of(images(), key)
