@@ -52,6 +52,7 @@ OPTIONS = (
     "max_pixels",
     "overwrite",
     "save_every",
+    "lpips",
 )
 ALIASES = {
     "input": "image",
@@ -142,9 +143,11 @@ _flag(
     "string",
     "reference",
     None,
-    "clean image: adds PSNR and SSIM before and after, and the best PSNR of any "
-    "iteration; for that the run goes on past its stop",
+    "clean image: adds PSNR, SSIM and LPIPS before and after, and the best PSNR of "
+    "any iteration; for that the run goes on past its stop",
 )
+_flag("enum", "lpips", "alex", ["alex", "vgg"], "network of LPIPS")
+_flag("string", "lpips_weights", None, "file of its weights; that of [lpips]")
 _flag("bool", "dry_run", False, "only tell what would be done, and what it takes")
 _flag("bool", "json", False, "print one JSON object per image on stdout")
 _flag("bool", "quiet", False, "say nothing but errors", short_name="q")
@@ -179,7 +182,7 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_OK
     _prepare_runtime()
     from checkpoints_convert.tensors import ConversionError
-    from diip_jax import images, inputs, prior, states, weights
+    from diip_jax import images, inputs, lpips_weights, prior, states, weights
 
     codes: list[tuple[type[Exception], int]] = [
         (_DeviceError, EXIT_DEVICE),
@@ -189,6 +192,7 @@ def main(arguments: Sequence[str]) -> int:
         (states.StateError, EXIT_FILE),
         (prior.PriorError, EXIT_WEIGHTS),
         (weights.WeightsError, EXIT_WEIGHTS),
+        (lpips_weights.LPIPSError, EXIT_WEIGHTS),
         (ConversionError, EXIT_WEIGHTS),
         (MemoryError, EXIT_MEMORY),
         (_UsageError, EXIT_USAGE),
@@ -368,6 +372,11 @@ def _announce(outcome: Any) -> None:
             f"SSIM {_score(scores['ssim_before'], 3)} -> {_score(scores['ssim'], 3)} "
             f"({scores['convention']})"
         )
+        name = f"lpips_{FLAGS.lpips}"
+        _say(
+            f"LPIPS ({FLAGS.lpips}) {_score(scores[f'{name}_before'], 3)} -> "
+            f"{_score(scores[name], 3)} {scores['lpips_missing'] or ''}".rstrip()
+        )
         _say(
             f"oracle stop: {_score(scores['oracle_psnr'])} dB at iteration "
             f"{_score(scores['oracle_iteration'], 0)}"
@@ -433,8 +442,11 @@ def _options() -> Any:
     from diip_jax import planning
 
     chosen: dict[str, Any] = {name: FLAGS[name].value for name in OPTIONS}
-    reference = Path(FLAGS.reference) if FLAGS.reference else None
-    return planning.Options(num_lanes=_num_lanes(), reference=reference, **chosen)
+    files = {
+        name: Path(FLAGS[name].value) if FLAGS[name].value else None
+        for name in ("reference", "lpips_weights")
+    }
+    return planning.Options(num_lanes=_num_lanes(), **files, **chosen)
 
 
 def _locate_prior(name: str) -> Path:

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import engine, images, metrics, oracle, planning, record, sizing, states
+from diip_jax import (
+    engine,
+    images,
+    metrics,
+    oracle,
+    planning,
+    record,
+    scoring,
+    sizing,
+    states,
+)
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState, Restoration
 from diip_jax.images import ImageError, Photo
@@ -17,9 +27,6 @@ from diip_jax.planning import Options, Task
 from diip_jax.prior import Prior
 
 SECONDS_PER_CHUNK = 1.0  # between two reports, which is when Ctrl-C is heard
-NO_SCORES: dict[str, float | None] = dict.fromkeys(
-    ["psnr_before", "psnr", "ssim_before", "ssim", "oracle_psnr", "oracle_iteration"]
-)
 
 
 class Progress(NamedTuple):
@@ -77,7 +84,7 @@ class _Run(NamedTuple):
     config: DIIPConfig
     options: Options
     digest: str
-    reference: np.ndarray | None
+    truth: scoring.Truth | None
     in_work: dict[int, _Work]
 
 
@@ -101,11 +108,12 @@ def restore_files(
 
     Raises:
         ImageError: the reference cannot be read or is of another size.
+        LPIPSError: the file named for LPIPS does not hold its weights.
         StateError: a saved state is damaged, or cannot be written.
     """
     same = planning.digest(prior, config, options)
-    reference = _read_reference(options, tasks)
-    run = _Run(prior, tasks, config, options, same, reference, {})
+    truth = _read_truth(options, tasks)
+    run = _Run(prior, tasks, config, options, same, truth, {})
     jobs = [_job(run, index) for index in range(len(tasks))]
     num_done, pace = 0, math.inf  # seconds per iteration
     spread_prior, sharding = _spread(prior, options.num_lanes, len(tasks))
@@ -129,7 +137,7 @@ def restore_files(
             run.in_work.pop(failure.job, None)
             yield Outcome(tasks[failure.job], error=str(failure.error))
         for lane in report.finished:
-            if reference is not None and not report.interrupted:
+            if truth is not None and not report.interrupted:
                 yield from _look_ahead(run, jobs[lane.job], lane, pace, should_stop)
             num_done += 1
             yield _finish(run, lane)
@@ -176,7 +184,7 @@ def _job(run: _Run, index: int) -> engine.Job:
 
 def _chunk(run: _Run, pace: float) -> int:
     """Return the number of iterations until the next report."""
-    if run.reference is not None:
+    if run.truth is not None:
         return 1  # the oracle looks at every iteration
     wanted = max(1, int(SECONDS_PER_CHUNK / pace))
     return min(wanted, run.options.save_every or wanted)
@@ -187,7 +195,7 @@ def _take_note(run: _Run, lane: engine.LaneReport, report: engine.Report) -> Non
     work.num_iterations += report.iterations
     work.seconds += report.seconds
     work.compile_seconds += report.compile_seconds
-    if run.reference is not None:
+    if run.truth is not None:
         _measure(run, lane, work)
 
 
@@ -217,7 +225,7 @@ def _state_digest(run: _Run, task: Task) -> str:
 def _saved_state(run: _Run, task: Task) -> DIIPState | None:
     """Return where a killed run stood, if it had the same settings and photo."""
     digest = _state_digest(run, task)
-    afresh = run.options.overwrite or run.reference is not None
+    afresh = run.options.overwrite or run.truth is not None
     if afresh or not states.is_saved(task.state, digest):
         return None
     template = engine.abstract_state(run.prior, task.layout.size, run.config)
@@ -293,10 +301,7 @@ def _record(
         "resumed_from": work.resumed_from or None,
         "stop": record.stop(answer, run.config),
         "curves": record.curves(answer),
-        "metrics": {
-            **record.rounded(_scores(run, work, restored)),
-            "convention": metrics.CONVENTION,
-        },
+        "metrics": _scores(run, work, restored),
         "change": change,
         "warnings": [*codes, *work.photo.warnings],
         "timing": record.rounded(timing),
@@ -308,17 +313,19 @@ def _record(
 # Against a reference.
 
 
-def _read_reference(options: Options, tasks: Sequence[Task]) -> np.ndarray | None:
+def _read_truth(options: Options, tasks: Sequence[Task]) -> scoring.Truth | None:
     if options.reference is None or not tasks:
         return None
-    photo = images.read(options.reference, max_pixels=options.max_pixels)
-    if len(tasks) != 1 or photo.rgb.shape[:2] != tasks[0].size:
-        height, width = photo.rgb.shape[:2]
+    truth = scoring.read(
+        options.reference, options.lpips, options.lpips_weights, options.max_pixels
+    )
+    if len(tasks) != 1 or truth.image.shape[:2] != tasks[0].size:
+        height, width = truth.image.shape[:2]
         raise ImageError(
             f"reference {options.reference} is {width}x{height}; give the clean image "
             "of one input, of the same size"
         )
-    return photo.rgb
+    return truth
 
 
 def _look_ahead(
@@ -344,30 +351,31 @@ def _look_ahead(
 
 def _measure(run: _Run, lane: engine.LaneReport, work: _Work) -> None:
     """Note the PSNR of an iteration, which at the stop is not always the answer's."""
-    if run.reference is None:
+    if run.truth is None:
         return
     task = run.tasks[lane.job]
     latest = oracle.iterate(lane.snapshot(), task.layout.size)
     seen = _as_written(sizing.resize(latest, task.size), work.photo)
-    work.psnrs[lane.iteration] = metrics.psnr(run.reference, seen)
+    work.psnrs[lane.iteration] = metrics.psnr(run.truth.image, seen)
 
 
-def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, float | None]:
-    """Return PSNR and SSIM before and after, and the oracle's; None where unknown."""
-    if run.reference is None:
-        return NO_SCORES
-    seen = _as_written(restored, work.photo)
-    scores = {
-        "psnr_before": metrics.psnr(run.reference, work.photo.rgb),
-        "psnr": metrics.psnr(run.reference, seen),
+def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, Any]:
+    """Return the scores before and after, and the oracle's; None where unknown."""
+    names = [*scoring.names(run.options.lpips), "oracle_psnr", "oracle_iteration"]
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    missing = None
+    if run.truth is not None:
+        seen = _as_written(restored, work.photo)
+        scores |= scoring.compare(run.truth, work.photo.rgb, seen)
+        missing = run.truth.missing or None
+        if len(work.psnrs) == run.config.max_iterations:  # else it was cut short
+            best = oracle.best(work.psnrs)
+            scores |= {"oracle_psnr": best.psnr, "oracle_iteration": best.iteration}
+    return {
+        **record.rounded(scores),
+        "convention": metrics.CONVENTION,
+        "lpips_missing": missing,
     }
-    if min(run.reference.shape[:2]) >= metrics.SMALLEST_SIDE:
-        scores["ssim_before"] = metrics.ssim(run.reference, work.photo.rgb)
-        scores["ssim"] = metrics.ssim(run.reference, seen)
-    if len(work.psnrs) == run.config.max_iterations:  # else it was cut short
-        best = oracle.best(work.psnrs)
-        scores |= {"oracle_psnr": best.psnr, "oracle_iteration": best.iteration}
-    return NO_SCORES | scores
 
 
 def _as_written(image: np.ndarray, photo: Photo) -> np.ndarray:

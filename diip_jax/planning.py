@@ -31,6 +31,8 @@ class Options:
         save_every: iterations between two saved states; 0 for none. A state that is
             there is gone on from in any case.
         reference: clean image of a single input.
+        lpips: network of LPIPS, one of `scoring.NETWORKS`.
+        lpips_weights: file of its weights; None for those of the extra [lpips].
     """
 
     output: str | None = None
@@ -44,6 +46,8 @@ class Options:
     overwrite: bool = False
     save_every: int = 0
     reference: Path | None = None
+    lpips: str = "alex"
+    lpips_weights: Path | None = None
 
 
 class Task(NamedTuple):

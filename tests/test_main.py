@@ -793,6 +793,17 @@ def test_reference_prints_the_scores(run, tmp_path):
     assert f"{scores['ssim']:.3f}" in err
     assert f"iteration {scores['oracle_iteration']:.0f}" in err
     assert "SSIM: Gaussian" in err
+    assert "LPIPS (alex) -" in err  # the picture is too small for it
+    assert scores["lpips_alex"] is None
+
+
+def test_a_wrong_file_for_lpips_exits_5_before_anything_runs(run, tmp_path):
+    save(tmp_path / "x.png")
+    (tmp_path / "w.ckpt").write_bytes(b"no weights")
+    code, _, err = run("x.png", "--reference=x.png", "--lpips_weights=w.ckpt")
+    assert code == 5
+    assert "w.ckpt has sha256" in err
+    assert not (tmp_path / "x_diip.png").exists()
 
 
 # Flags.
