@@ -143,8 +143,9 @@ _flag(
     "string",
     "reference",
     None,
-    "clean image: adds PSNR, SSIM and LPIPS before and after, and the best PSNR of "
-    "any iteration; for that the run goes on past its stop",
+    "clean image, or folder of clean images of the same names: adds PSNR, SSIM and "
+    "LPIPS before and after, and the best PSNR of any iteration; for that the run goes "
+    "on past its stop",
 )
 _flag("enum", "lpips", "alex", ["alex", "vgg"], "network of LPIPS")
 _flag("string", "lpips_weights", None, "file of its weights; that of [lpips]")
@@ -255,8 +256,15 @@ def _check_flags(patterns: Sequence[str], many: bool) -> None:
             raise _UsageError("--save_every needs an --output beside which to save")
         if sys.stdout.isatty():
             raise _UsageError("not writing a picture to a terminal; pass --output FILE")
-    if FLAGS.reference and (many or FLAGS.save_every):
-        raise _UsageError("--reference takes one image, restored in one go")
+    if FLAGS.reference and FLAGS.save_every:
+        raise _UsageError(
+            "--reference takes images restored in one go, no --save_every"
+        )
+    if FLAGS.reference and many and not Path(FLAGS.reference).is_dir():
+        raise _UsageError(
+            f"--reference {FLAGS.reference} is no folder; for many images name a "
+            "folder of clean ones with the same names"
+        )
 
 
 def _num_lanes() -> int | None:

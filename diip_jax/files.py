@@ -73,6 +73,7 @@ class _Work:
     num_iterations: int = 0
     seconds: float = 0.0
     compile_seconds: float = 0.0
+    reference: np.ndarray | None = None
     psnrs: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
@@ -84,7 +85,7 @@ class _Run(NamedTuple):
     config: DIIPConfig
     options: Options
     digest: str
-    truth: scoring.Truth | None
+    judge: scoring.Judge | None  # only where there are references
     in_work: dict[int, _Work]
 
 
@@ -107,13 +108,14 @@ def restore_files(
             as they stand, marked "interrupted", and the rest is left undone.
 
     Raises:
-        ImageError: the reference cannot be read or is of another size.
         LPIPSError: the file named for LPIPS does not hold its weights.
         StateError: a saved state is damaged, or cannot be written.
     """
     same = planning.digest(prior, config, options)
-    truth = _read_truth(options, tasks)
-    run = _Run(prior, tasks, config, options, same, truth, {})
+    judge = None
+    if options.reference is not None:
+        judge = scoring.judge(options.lpips, options.lpips_weights)
+    run = _Run(prior, tasks, config, options, same, judge, {})
     jobs = [_job(run, index) for index in range(len(tasks))]
     num_done, pace = 0, math.inf  # seconds per iteration
     spread_prior, sharding = _spread(prior, options.num_lanes, len(tasks))
@@ -137,8 +139,11 @@ def restore_files(
             run.in_work.pop(failure.job, None)
             yield Outcome(tasks[failure.job], error=str(failure.error))
         for lane in report.finished:
-            if truth is not None and not report.interrupted:
-                yield from _look_ahead(run, jobs[lane.job], lane, pace, should_stop)
+            if judge is not None and not report.interrupted:
+                for later, bound in _look_ahead(
+                    run, jobs[lane.job], lane, pace, should_stop
+                ):
+                    yield Progress([later], num_done, pace, bound)
             num_done += 1
             yield _finish(run, lane)
         for lane in report.running:
@@ -175,7 +180,11 @@ def _job(run: _Run, index: int) -> engine.Job:
         if record.sha256(task.source.content()) != task.sha256:
             raise ImageError(f"{task.source.path} changed during the run; run again")
         saved = 0 if state is None else int(state.k)
-        run.in_work[index] = _Work(photo, time.perf_counter(), saved, saved)
+        work = _Work(photo, time.perf_counter(), saved, saved)
+        if task.reference is not None:
+            clean = images.read(task.reference, max_pixels=options.max_pixels)
+            work.reference = clean.rgb
+        run.in_work[index] = work
         return sizing.resize(photo.rgb, task.layout.size)
 
     key = planning.key(options.seed, task.source.relative)
@@ -184,7 +193,7 @@ def _job(run: _Run, index: int) -> engine.Job:
 
 def _chunk(run: _Run, pace: float) -> int:
     """Return the number of iterations until the next report."""
-    if run.truth is not None:
+    if run.judge is not None:
         return 1  # the oracle looks at every iteration
     wanted = max(1, int(SECONDS_PER_CHUNK / pace))
     return min(wanted, run.options.save_every or wanted)
@@ -195,8 +204,7 @@ def _take_note(run: _Run, lane: engine.LaneReport, report: engine.Report) -> Non
     work.num_iterations += report.iterations
     work.seconds += report.seconds
     work.compile_seconds += report.compile_seconds
-    if run.truth is not None:
-        _measure(run, lane, work)
+    _measure(run, lane, work)
 
 
 def _bound(
@@ -225,7 +233,7 @@ def _state_digest(run: _Run, task: Task) -> str:
 def _saved_state(run: _Run, task: Task) -> DIIPState | None:
     """Return where a killed run stood, if it had the same settings and photo."""
     digest = _state_digest(run, task)
-    afresh = run.options.overwrite or run.truth is not None
+    afresh = run.options.overwrite or run.judge is not None
     if afresh or not states.is_saved(task.state, digest):
         return None
     template = engine.abstract_state(run.prior, task.layout.size, run.config)
@@ -313,29 +321,18 @@ def _record(
 # Against a reference.
 
 
-def _read_truth(options: Options, tasks: Sequence[Task]) -> scoring.Truth | None:
-    if options.reference is None or not tasks:
-        return None
-    truth = scoring.read(
-        options.reference, options.lpips, options.lpips_weights, options.max_pixels
-    )
-    if len(tasks) != 1 or truth.image.shape[:2] != tasks[0].size:
-        height, width = truth.image.shape[:2]
-        raise ImageError(
-            f"reference {options.reference} is {width}x{height}; give the clean image "
-            "of one input, of the same size"
-        )
-    return truth
-
-
 def _look_ahead(
     run: _Run,
     job: engine.Job,
     lane: engine.LaneReport,
     pace: float,
     should_stop: Callable[[], bool],
-) -> Iterator[Progress]:
-    """Go on past the stop, only to learn what the best stop would have been."""
+) -> Iterator[tuple[engine.LaneReport, float]]:
+    """Go on past the stop, only to learn what the best stop would have been.
+
+    Yields:
+        Where the photo stands, and a bound on the seconds that it still takes.
+    """
     work = run.in_work[lane.job]
     y = sizing.resize(work.photo.rgb, job.size)
     job = job._replace(load=lambda: y)  # its own would begin the work anew
@@ -346,17 +343,17 @@ def _look_ahead(
         later = later._replace(job=lane.job)
         _measure(run, later, work)
         left = run.config.max_iterations - later.iteration - 1
-        yield Progress([later], 0, pace, left * pace)
+        yield later, left * pace
 
 
 def _measure(run: _Run, lane: engine.LaneReport, work: _Work) -> None:
     """Note the PSNR of an iteration, which at the stop is not always the answer's."""
-    if run.truth is None:
+    if work.reference is None:
         return
     task = run.tasks[lane.job]
     latest = oracle.iterate(lane.snapshot(), task.layout.size)
     seen = _as_written(sizing.resize(latest, task.size), work.photo)
-    work.psnrs[lane.iteration] = metrics.psnr(run.truth.image, seen)
+    work.psnrs[lane.iteration] = metrics.psnr(work.reference, seen)
 
 
 def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, Any]:
@@ -364,10 +361,10 @@ def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, Any]:
     names = [*scoring.names(run.options.lpips), "oracle_psnr", "oracle_iteration"]
     scores: dict[str, float | None] = dict.fromkeys(names)
     missing = None
-    if run.truth is not None:
+    if run.judge is not None and work.reference is not None:
         seen = _as_written(restored, work.photo)
-        scores |= scoring.compare(run.truth, work.photo.rgb, seen)
-        missing = run.truth.missing or None
+        scores |= scoring.compare(run.judge, work.reference, work.photo.rgb, seen)
+        missing = run.judge.missing or None
         if len(work.psnrs) == run.config.max_iterations:  # else it was cut short
             best = oracle.best(work.psnrs)
             scores |= {"oracle_psnr": best.psnr, "oracle_iteration": best.iteration}

@@ -127,6 +127,25 @@ def is_result(path: Path) -> bool:
     return isinstance(made, str) and Path(made).name == path.name
 
 
+def namesake(relative: Path, folder: Path) -> Path:
+    """Return the image of the same name in another folder, whatever its format.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    if (folder / relative).is_file():
+        return folder / relative
+    parent = (folder / relative).parent
+    others = sorted(parent.iterdir()) if parent.is_dir() else []
+    found = [path for path in others if path.stem == relative.stem and is_image(path)]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "nothing"
+        raise InputError(
+            f"{parent} has {names} for {relative}; it takes one image of that name"
+        )
+    return found[0]
+
+
 def shard(sources: Sequence[Source], index: int, count: int) -> list[Source]:
     """Return the inputs of shard `index` (1 to `count`): each is in exactly one.
 

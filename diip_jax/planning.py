@@ -30,7 +30,8 @@ class Options:
         overwrite: restore afresh what is finished or half done.
         save_every: iterations between two saved states; 0 for none. A state that is
             there is gone on from in any case.
-        reference: clean image of a single input.
+        reference: clean image of a single input, or a folder with one for each input,
+            of its name.
         lpips: network of LPIPS, one of `scoring.NETWORKS`.
         lpips_weights: file of its weights; None for those of the extra [lpips].
     """
@@ -59,6 +60,7 @@ class Task(NamedTuple):
         sha256: digest of the input.
         size: height and width of the upright photo.
         layout: how it is given to the prior.
+        reference: its clean image, where there is one.
     """
 
     source: inputs.Source
@@ -66,6 +68,7 @@ class Task(NamedTuple):
     sha256: str
     size: tuple[int, int]
     layout: sizing.Layout
+    reference: Path | None = None
 
     @property
     def to_stdout(self) -> bool:
@@ -122,13 +125,13 @@ def plan(
     for source, stem in zip(sources, _stems(sources, options, many), strict=True):
         try:
             sha256 = record.sha256(source.content())
-            earlier = _finished(stem, same, sha256)
+            earlier = _finished(stem, same, sha256, options)
             if many and earlier is not None and not options.overwrite:
                 result.finished.append((source.path, earlier))
             else:
                 task = _task(prior, source, stem, sha256, config, options)
                 result.tasks.append(task)
-        except ImageError as error:
+        except (ImageError, inputs.InputError) as error:
             result.failed.append((source.path, str(error)))
     _refuse_inputs(sources, result.tasks, options)
     return result
@@ -146,11 +149,13 @@ def _stems(
     return inputs.stems(sources, options.output, suffix=options.suffix, many=many)
 
 
-def _finished(stem: Path, same: str, sha256: str) -> Path | None:
+def _finished(stem: Path, same: str, sha256: str, options: Options) -> Path | None:
     """Return the output of an earlier run with the same settings, if it is there."""
     content = record.read(stem.with_name(f"{stem.name}.json"))
     if content is None or not record.is_finished(content, same, sha256):
         return None
+    if options.reference is not None and content["metrics"]["psnr"] is None:
+        return None  # it was not compared with anything
     output = stem.with_name(Path(content["output"]["path"]).name)
     return output if output.is_file() else None
 
@@ -175,7 +180,26 @@ def _task(
         suffix = images.output_suffix(photo, options.ext)
         output = stem.with_name(stem.name + suffix)
     _check_format(photo, output)
-    return Task(source, output, sha256, size, layout)
+    reference = _reference(source, size, options)
+    return Task(source, output, sha256, size, layout, reference)
+
+
+def _reference(
+    source: inputs.Source, size: tuple[int, int], options: Options
+) -> Path | None:
+    """Return the clean image of a photo, after a look at it."""
+    path = options.reference
+    if path is not None and path.is_dir():
+        path = inputs.namesake(source.relative, path)
+    if path is None:
+        return None
+    height, width, _ = images.read(path, max_pixels=options.max_pixels).rgb.shape
+    if (height, width) != size:
+        raise ImageError(
+            f"reference {path} is {width}x{height}, {source.path} "
+            f"{size[1]}x{size[0]}; give its clean image of the same size"
+        )
+    return path
 
 
 def _check_format(photo: Photo, output: Path) -> None:
@@ -192,8 +216,7 @@ def _refuse_inputs(
     sources: Sequence[inputs.Source], tasks: Sequence[Task], options: Options
 ) -> None:
     kept = {source.path.resolve() for source in sources}
-    if options.reference is not None:
-        kept.add(options.reference.resolve())
+    kept |= {task.reference.resolve() for task in tasks if task.reference is not None}
     for task in tasks:
         for path in (task.output, task.record):
             if path.resolve() in kept:

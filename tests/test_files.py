@@ -554,8 +554,48 @@ def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
     reference = save(tmp_path / "clean.png", seeded.image(24, 22))
     options = dataclasses.replace(ONE, reference=reference)
     plan = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
-    with pytest.raises(ImageError, match="22x24"):
-        restored(tiny_prior, plan.tasks, options=options)
+    assert not plan.tasks
+    ((path, reason),) = plan.failed
+    assert path == tmp_path / "x.png"
+    assert "22x24" in reason
+
+
+def test_each_photo_of_a_folder_has_its_own_reference(tiny_prior, tmp_path):
+    clean = {"a": seeded.image(*SIZE, seed=3), "sub/b": seeded.image(*SIZE, seed=4)}
+    for seed, (name, picture) in enumerate(clean.items()):
+        save(tmp_path / "in" / f"{name}.png", seed=seed)
+        save(tmp_path / "clean" / f"{name}.bmp", picture)
+    save(tmp_path / "in" / "c.png", seed=2)
+    save(tmp_path / "in" / "d.png", seed=2)
+    for suffix in ("png", "bmp"):
+        save(tmp_path / "clean" / f"d.{suffix}")
+    options = Options(
+        output=str(tmp_path / "out"), reference=tmp_path / "clean", num_lanes=2
+    )
+    plan = planned(tiny_prior, [tmp_path / "in"], options=options, recursive=True)
+    reasons = {path.name: reason for path, reason in plan.failed}
+    assert "has nothing for c.png" in reasons["c.png"]
+    assert sorted(task.source.path.stem for task in plan.tasks) == ["a", "b", "d"]
+    outcomes, _ = restored(tiny_prior, plan.tasks, options=options)
+    scores = {o.task.source.path.stem: o.record["metrics"] for o in outcomes}
+    for name, picture in clean.items():
+        written = images.read(tmp_path / "out" / f"{name}_diip.png").rgb
+        true = np.uint8(255 * picture) / 255
+        stem = Path(name).stem
+        expected = metrics.psnr(true, written)
+        assert scores[stem]["psnr"] == pytest.approx(expected, rel=1e-5)
+        assert scores[stem]["oracle_psnr"] >= scores[stem]["psnr"]
+
+
+def test_finished_photos_without_scores_are_done_again_for_them(tiny_prior, tmp_path):
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "clean" / "a.png", seed=1)
+    options = Options(output=str(tmp_path / "out"))
+    compared = dataclasses.replace(options, reference=tmp_path / "clean")
+    for settings, tasks in ((options, 1), (options, 0), (compared, 1), (compared, 0)):
+        plan = planned(tiny_prior, [tmp_path / "in"], options=settings)
+        assert len(plan.tasks) == tasks
+        restored(tiny_prior, plan.tasks, options=settings)
 
 
 def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
