@@ -450,10 +450,10 @@ def _options() -> Any:
     from diip_jax import planning
 
     chosen: dict[str, Any] = {name: FLAGS[name].value for name in OPTIONS}
-    files = {
-        name: Path(FLAGS[name].value) if FLAGS[name].value else None
-        for name in ("reference", "lpips_weights")
-    }
+    files: dict[str, Path | None] = {}
+    for name in ("reference", "lpips_weights"):
+        path: str | None = FLAGS[name].value
+        files[name] = Path(path) if path else None
     return planning.Options(num_lanes=_num_lanes(), **files, **chosen)
 
 
