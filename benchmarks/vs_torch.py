@@ -2,13 +2,13 @@
 
     python benchmarks/vs_torch.py [--json benchmarks/results/vs_torch.json]
 
-Needs torch, einops and azula (`pip install --no-deps azula`). Both sides run
-the whole iteration: g(z), the loss, its gradient, Adam; this package also computes the
-stopping criteria and the traces. A run is ten iterations, here one chunk of the
-engine's compiled loop, there a Python loop. PyTorch runs float32, channels first, with
-as many threads as cores. "-blocks" recomputes every residual block in the backward pass
-on both sides (azula's UNet does so by default). Runs alternate, and the median of their
-times counts. Ratios below 1 mean that this package is faster.
+Needs torch, einops and azula (`pip install --no-deps azula`). Both sides run the whole
+iteration: g(z), the loss, its gradient, Adam; this package also computes the stopping
+criteria and the traces. A run is `--iterations` of them, here one chunk of the engine's
+compiled loop, there a Python loop. PyTorch runs float32, channels first, with as many
+threads as cores. "-blocks" recomputes every residual block in the backward pass on both
+sides (azula's UNet does so by default). Runs alternate, and the median of their times
+counts. Ratios below 1 mean that this package is faster.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from diip_jax import DIIPConfig, Prior, load_prior
 from diip_jax.schedule import ddim_timesteps
 
 CHECKPOINT = azula_unet.checkpoint
-ITERATIONS = 10  # of one run: what the engine does before it looks
 
 
 def to_torch(prior: Prior) -> torch.nn.Module:
@@ -116,6 +115,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 10])
     parser.add_argument("--gradients", nargs="+", default=["full", "frozen"])
+    parser.add_argument("--iterations", type=int, default=10, help="of one run")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast too")
@@ -138,7 +138,9 @@ def main() -> None:
                     row = {"size": size, "lanes": lanes, "gradient": gradient}
                     sides = all_sides(prior, unet, y, config, flags)
                     seconds = cases.median_seconds(sides, flags.repeats)
-                    seconds = {side: s / ITERATIONS for side, s in seconds.items()}
+                    seconds = {
+                        side: s / flags.iterations for side, s in seconds.items()
+                    }
                     rows.append(row | {"steps": steps} | compare(seconds))
                     print(_line(rows[-1]), flush=True)
                     cases.write(flags.json, rows, torch=torch.__version__)
@@ -163,7 +165,7 @@ def all_sides(
     z = np.asarray(cases.start_lanes(prior, y, config).state.z)
 
     def ours(**changes: Any) -> Callable[[], None]:
-        return cases.iterations(prior, y, config.replace(**changes), ITERATIONS)
+        return cases.iterations(prior, y, config.replace(**changes), flags.iterations)
 
     def theirs(
         unet: torch.nn.Module, *, blocks: bool = False, autocast: bool = False
@@ -173,7 +175,7 @@ def all_sides(
         def run() -> None:
             azula_unet.checkpoint = CHECKPOINT if blocks else _no_checkpoint
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                for _ in range(ITERATIONS):
+                for _ in range(flags.iterations):
                     iterate()
 
         return run
