@@ -140,10 +140,8 @@ def restore_files(
             yield Outcome(tasks[failure.job], error=str(failure.error))
         for lane in report.finished:
             if judge is not None and not report.interrupted:
-                for later, bound in _look_ahead(
-                    run, jobs[lane.job], lane, pace, should_stop
-                ):
-                    yield Progress([later], num_done, pace, bound)
+                job = jobs[lane.job]
+                yield from _look_ahead(run, job, lane, num_done, pace, should_stop)
             num_done += 1
             yield _finish(run, lane)
         for lane in report.running:
@@ -325,14 +323,11 @@ def _look_ahead(
     run: _Run,
     job: engine.Job,
     lane: engine.LaneReport,
+    num_done: int,
     pace: float,
     should_stop: Callable[[], bool],
-) -> Iterator[tuple[engine.LaneReport, float]]:
-    """Go on past the stop, only to learn what the best stop would have been.
-
-    Yields:
-        Where the photo stands, and a bound on the seconds that it still takes.
-    """
+) -> Iterator[Progress]:
+    """Go on past the stop, only to learn what the best stop would have been."""
     work = run.in_work[lane.job]
     y = sizing.resize(work.photo.rgb, job.size)
     job = job._replace(load=lambda: y)  # its own would begin the work anew
@@ -343,7 +338,7 @@ def _look_ahead(
         later = later._replace(job=lane.job)
         _measure(run, later, work)
         left = run.config.max_iterations - later.iteration - 1
-        yield later, left * pace
+        yield Progress([later], num_done, pace, left * pace)
 
 
 def _measure(run: _Run, lane: engine.LaneReport, work: _Work) -> None:

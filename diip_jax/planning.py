@@ -32,7 +32,7 @@ class Options:
             there is gone on from in any case.
         reference: clean image of a single input, or a folder with one for each input,
             of its name.
-        lpips: network of LPIPS, one of `scoring.NETWORKS`.
+        lpips: network of LPIPS, one of `diip_jax.lpips.NETWORKS`.
         lpips_weights: file of its weights; None for those of the extra [lpips].
     """
 

@@ -13,14 +13,12 @@ import numpy as np
 from diip_jax import lpips, lpips_weights, metrics
 from diip_jax.lpips import Weights
 
-NETWORKS = tuple(lpips.NETWORKS)
-
 
 class Judge(NamedTuple):
     """What it takes to compare images.
 
     Attributes:
-        network: that of LPIPS, one of `NETWORKS`.
+        network: that of LPIPS, one of `lpips.NETWORKS`.
         weights: its weights; None where there are none.
         missing: why there are none, else empty.
     """

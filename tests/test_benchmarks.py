@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,7 +81,7 @@ def test_a_record_names_command_machine_and_versions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("*.json")))
 def test_stored_records_are_readable(path):
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert content["rows"]
     assert content["env"]["jax"]
 
