@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 PredictNoise = Callable[[jax.Array, Any], jax.Array]
 Generate = Callable[[jax.Array], jax.Array]
@@ -72,16 +73,27 @@ def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> G
         remat: recompute each step in the backward pass, so that memory holds one
             evaluation of the network and one sample per step.
     """
-
-    def advance(x_t: jax.Array, now: Steps) -> tuple[jax.Array, None]:
-        return step(predict_noise, x_t, now), None
-
     # Recomputation needs the loop to save memory. Without it short chains are unrolled:
     # the backward pass of a loop copies and stacks what one step leaves for the next.
     if not remat and len(steps.alpha_bar) <= UNROLLED:
         return _unrolled(predict_noise, steps)
+
+    # A step is a row of a matrix, taken by a dot product: its result is an array of its
+    # own, where a slice at a running index would be taken anew, by CPUs, for every
+    # pixel that uses it.
+    rows = jax.vmap(lambda now: ravel_pytree(now)[0])(steps)
+    _, unravel = ravel_pytree(_entry(steps, 0))
+
+    def advance(x_t: jax.Array, one_hot: jax.Array) -> tuple[jax.Array, None]:
+        now = unravel(jnp.dot(one_hot, rows, precision="highest"))
+        return step(predict_noise, x_t, now), None
+
     body = jax.checkpoint(advance, prevent_cse=False) if remat else advance
-    return lambda x_t: lax.scan(body, x_t, steps)[0]
+    return lambda x_t: lax.scan(body, x_t, np.eye(len(rows), dtype=np.float32))[0]
+
+
+def _entry(steps: Steps, i: int) -> Steps:
+    return jax.tree.map(lambda a: a[i], steps)
 
 
 def _unrolled(predict_noise: PredictNoise, steps: Steps) -> Generate:
@@ -94,7 +106,7 @@ def _unrolled(predict_noise: PredictNoise, steps: Steps) -> Generate:
 
     def run(x_t: jax.Array) -> jax.Array:
         for i in range(len(steps.alpha_bar)):
-            x_t = advance(x_t, jax.tree.map(lambda a, i=i: a[i], steps))
+            x_t = advance(x_t, _entry(steps, i))
         return x_t
 
     return run
@@ -125,13 +137,15 @@ def generator(
     """
     num_steps = len(steps.alpha_bar)
     split = num_steps - exact_steps(gradient, num_steps)
+    if split == 0:
+        return chain(predict_noise, steps, remat=remat)
+    if split == num_steps:
+        return chain(frozen(predict_noise), steps, remat=False)
     first = jax.tree.map(lambda a: a[:split], steps)
     last = jax.tree.map(lambda a: a[split:], steps)
     coarse = chain(frozen(predict_noise), first, remat=False)
     fine = chain(predict_noise, last, remat=remat)
-    if split == 0:
-        return fine
-    return coarse if split == num_steps else lambda z: fine(coarse(z))
+    return lambda z: fine(coarse(z))
 
 
 def exact_steps(gradient: str, num_steps: int) -> int:

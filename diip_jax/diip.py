@@ -195,16 +195,18 @@ def is_tiled(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> bool:
 
 def generator(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> ddim.Generate:
     """Return g on a canvas of this size, noise (H, W, 3) to image (H, W, 3)."""
+    windowed = is_tiled(prior, config, size)
 
     def wrap(predict_noise: ddim.PredictNoise) -> ddim.PredictNoise:
-        if not is_tiled(prior, config, size):
+        if not windowed:
             return predict_noise
         return tiling.tiled(predict_noise, size, config.tile, config.tile_overlap)
 
     if config.remat == "auto":
         features = size[0] * size[1] * prior.card.architecture.num_channels
         small = features * config.num_steps <= KEPT_FEATURES
-        config = config.replace(remat="none" if small else "step")
+        # Windows are recomputed one by one as it is: nothing large is left of a step.
+        config = config.replace(remat="none" if small or windowed else "step")
     return priors.generator(prior, config, wrap)
 
 

@@ -261,7 +261,8 @@ def test_timesteps_are_conditioned_together_as_alone():
     together = unet.apply(variables, t, method="condition")
     for i in range(3):
         alone = unet.apply(variables, t[i], method="condition")
-        for a, b in zip(together, alone, strict=True):
+        pairs = zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True)
+        for a, b in pairs:
             # A product of a matrix with three rows, or with one: float32 sums.
             np.testing.assert_allclose(a[i], b, atol=1e-5)
 

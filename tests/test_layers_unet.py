@@ -133,13 +133,23 @@ def test_group_norm_in_bfloat16_takes_statistics_in_float32():
         assert seeded.relative_error(a, b) < BFLOAT16
 
 
-def test_modulated_group_norm_is_norm_then_scale_and_shift():
-    norm, x = layers.GroupNorm(), normal(2, 4, 6, 64)
-    params = {"params": {"scale": normal(64, seed=1), "bias": normal(64, seed=2)}}
-    factor, shift = normal(64, seed=3), normal(64, seed=4)
-    expected = norm.apply(params, x) * (1 + factor) + shift
-    actual = norm.apply(params, x, (factor, shift))
-    assert seeded.relative_error(actual, expected) < FLOAT32
+def test_timed_group_norm_is_norm_then_scale_and_shift():
+    norm, x = layers.TimedGroupNorm(), normal(2, 4, 6, 64)
+    scale, bias, factor, shift = (normal(64, seed=i) for i in range(1, 5))
+    params = {"params": {"scale": scale, "bias": bias}}
+    projection = jnp.concatenate([factor, shift])
+    time = norm.apply(params, projection, method="condition")
+    expected = naive_group_norm(x, scale, bias) * (1 + factor) + shift
+    assert seeded.relative_error(norm.apply(params, x, time), expected) < FLOAT32
+
+
+def test_timed_group_norm_without_scale_adds_before_it_normalises():
+    norm, x = layers.TimedGroupNorm(scale_shift=False), normal(2, 4, 6, 64)
+    scale, bias, addend = (normal(64, seed=i) for i in range(1, 4))
+    params = {"params": {"scale": scale, "bias": bias}}
+    time = norm.apply(params, addend, method="condition")
+    expected = naive_group_norm(x + addend, scale, bias)
+    assert seeded.relative_error(norm.apply(params, x, time), expected) < FLOAT32
 
 
 def naive_convolve(x, kernel):
@@ -242,6 +252,17 @@ def test_conv_and_dense_add_their_bias(size):
     params = {"params": {"kernel": kernel[0, 0], "bias": bias}}
     dense = layers.Dense(5).apply(params, x)
     assert seeded.relative_error(dense, x @ kernel[0, 0] + bias) < FLOAT32
+
+
+@pytest.mark.parametrize("function", [layers.downsample, layers.upsample])
+def test_gradient_of_resampling_is_its_transpose(function):
+    """<f(x), g> = <x, f'(g)> for a linear f: the definition of a transpose."""
+    x = normal(2, 4, 6, 3)
+    y, pull_back = jax.vjp(function, x)
+    g = normal(*y.shape, seed=1)
+    [g_x] = pull_back(g)
+    # Dot products of some hundred float32 values of size one.
+    np.testing.assert_allclose(jnp.vdot(y, g), jnp.vdot(x, g_x), atol=1e-4)
 
 
 def test_resampling_by_hand():

@@ -4,8 +4,8 @@ Names mirror the PyTorch state dict: `input_blocks.3.0.in_layers.2.weight` is
 `params["input_blocks_3_0"]["in_layers_2"]["kernel"]`.
 
 What the network computes from the timestep alone is separate from what it computes
-from the image: `condition(t)` gives the time projection of every residual block, and
-`__call__(x, conditioning)` uses them. An optimisation over x computes the first once.
+from the image: `condition(t)` gives what every residual block makes of it, and
+`__call__(x, conditioning)` uses that. An optimisation over x computes the first once.
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diip_jax.unets import layers
-
-Conditioning = tuple[jax.Array, ...]  # one (..., C or 2 C) per residual block, in order
+from diip_jax.unets.layers import Conditioning, Time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,31 +78,27 @@ class ResBlock(nn.Module):
             self.out_channels, upsampled=self.resample == "up", dtype=self.dtype
         )
         self.emb_layers_1 = layers.Dense(width)
-        self.out_layers_0 = layers.GroupNorm(silu=True)
+        self.out_layers_0 = layers.TimedGroupNorm(
+            silu=True, scale_shift=self.scale_shift
+        )
         self.out_layers_3 = layers.Conv(self.out_channels, dtype=self.dtype)
         if self.in_channels != self.out_channels:
             self.skip_connection = layers.Conv(
                 self.out_channels, size=1, dtype=self.dtype
             )
 
-    def condition(self, embedding: jax.Array) -> jax.Array:
-        """Project the time embedding, (..., 4 C), for this block."""
-        return self.emb_layers_1(nn.silu(embedding))
+    def condition(self, embedding: jax.Array) -> Time:
+        """Return what this block computes from the time embedding, (..., 4 C)."""
+        return self.out_layers_0.condition(self.emb_layers_1(nn.silu(embedding)))
 
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
-        """Map features (N, H, W, C_in), given `condition`'s projection of time."""
+    def __call__(self, x: jax.Array, time: Time) -> jax.Array:
+        """Map features (N, H, W, C_in), given what `condition` made of the time."""
         h = self.in_layers_0(x)
         if self.resample == "down":
             h, x = layers.downsample(h), layers.downsample(x)
         elif self.resample == "up":
             x = layers.upsample(x)
-        h = self.in_layers_2(h)
-        if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = self.out_layers_0(h, (scale, shift))
-        else:
-            h = self.out_layers_0(h + time.astype(h.dtype))
-        h = self.out_layers_3(h)
+        h = self.out_layers_3(self.out_layers_0(self.in_layers_2(h), time))
         if self.in_channels != self.out_channels:
             x = self.skip_connection(x)
         return x + h
@@ -230,13 +225,13 @@ class ADMUNet(nn.Module):
         self.out_2 = layers.Conv(6 if config.learn_sigma else 3)
 
     def condition(self, t: jax.Array) -> Conditioning:
-        """Return the time projections of all residual blocks.
+        """Return what the residual blocks compute from timesteps.
 
         Args:
             t: timesteps as the network was trained to see them, shape (...).
 
         Returns:
-            One array (..., C_i) per residual block, in the order of evaluation.
+            An entry per residual block, in the order of evaluation.
         """
         features = layers.timestep_embedding(t, self.config.num_channels)
         embedding = self.time_embed_2(nn.silu(self.time_embed_0(features)))
@@ -275,7 +270,7 @@ class ADMUNet(nn.Module):
         return self(x, self.condition(t))
 
 
-def _apply(block: list[nn.Module], h: jax.Array, times: Iterator[jax.Array]):
+def _apply(block: list[nn.Module], h: jax.Array, times: Iterator[Time]):
     for layer in block:
         h = layer(h, next(times)) if isinstance(layer, ResBlock) else layer(h)
     return h

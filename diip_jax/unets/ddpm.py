@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diip_jax.unets import layers
-
-Conditioning = tuple[jax.Array, ...]  # one (..., C or 2 C) per residual block, in order
+from diip_jax.unets.layers import Conditioning, Time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,24 +90,21 @@ class ResBlock(nn.Module):
         self.norm1 = layers.GroupNorm(config.norm_epsilon, silu=True)
         self.conv1 = layers.Conv(width, dtype=self.dtype)
         self.time_emb_proj = layers.Dense(width * (2 if config.scale_shift else 1))
-        self.norm2 = layers.GroupNorm(config.norm_epsilon, silu=True)
+        self.norm2 = layers.TimedGroupNorm(
+            config.norm_epsilon, silu=True, scale_shift=config.scale_shift
+        )
         self.conv2 = layers.Conv(width, dtype=self.dtype)
         if self.in_channels != width:
             self.conv_shortcut = layers.Conv(width, size=1, dtype=self.dtype)
 
-    def condition(self, embedding: jax.Array) -> jax.Array:
-        """Project the time embedding, (..., 4 C), for this block."""
-        return self.time_emb_proj(nn.silu(embedding))
+    def condition(self, embedding: jax.Array) -> Time:
+        """Return what this block computes from the time embedding, (..., 4 C)."""
+        return self.norm2.condition(self.time_emb_proj(nn.silu(embedding)))
 
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
-        """Map features (N, H, W, C_in), given `condition`'s projection of time."""
+    def __call__(self, x: jax.Array, time: Time) -> jax.Array:
+        """Map features (N, H, W, C_in), given what `condition` made of the time."""
         h = self.conv1(self.norm1(x))
-        if self.config.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = self.norm2(h, (scale, shift))
-        else:
-            h = self.norm2(h + time.astype(h.dtype))
-        h = self.conv2(h)
+        h = self.conv2(self.norm2(h, time))
         if self.in_channels != self.out_channels:
             x = self.conv_shortcut(x)
         return x + h

@@ -16,6 +16,9 @@ from jax import lax
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 GROUPS = 32  # every published pixel-space DDPM normalises in 32 groups
 
+Time = tuple[jax.Array, ...]  # what a residual block computes from the timestep alone
+Conditioning = tuple[Time, ...]  # of all residual blocks, in order
+
 
 def timestep_embedding(
     t: jax.Array, width: int, *, sin_first: bool = False, divisor_shift: int = 0
@@ -48,17 +51,33 @@ def timestep_embedding(
     return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, width - 2 * half)])
 
 
+@jax.custom_vjp
 def downsample(x: jax.Array) -> jax.Array:
     """Average 2x2 blocks: (N, H, W, C) to (N, H/2, W/2, C)."""
-    n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return _sum_blocks(x) / 4
 
 
+@jax.custom_vjp
 def upsample(x: jax.Array) -> jax.Array:
     """Repeat every pixel 2x2 (nearest neighbour): (N, H, W, C) to (N, 2H, 2W, C)."""
     n, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
     return x.reshape(n, 2 * h, 2 * w, c)
+
+
+def _sum_blocks(x: jax.Array) -> jax.Array:
+    """Sum 2x2 blocks, as four slices: CPUs run them faster than a reduction."""
+    n, h, w, c = x.shape
+    blocks = x.reshape(n, h // 2, 2, w // 2, 2, c)
+    upper, lower = blocks[:, :, 0], blocks[:, :, 1]
+    return (upper[:, :, :, 0] + upper[:, :, :, 1]) + (
+        lower[:, :, :, 0] + lower[:, :, :, 1]
+    )
+
+
+# Each is the other's transpose, up to a factor.
+downsample.defvjp(lambda x: (downsample(x), None), lambda _, g: (upsample(g) / 4,))
+upsample.defvjp(lambda x: (upsample(x), None), lambda _, g: (_sum_blocks(g),))
 
 
 class Dense(nn.Module):
@@ -75,7 +94,8 @@ class Dense(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return x @ kernel + bias
+        y = x @ kernel
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class Conv(nn.Module):
@@ -105,23 +125,24 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.upsampled:
-            return convolve_upsampled(x, kernel) + bias
-        if self.size == 1:
-            return x @ kernel[0, 0] + bias
-        if self.stride == 1 and self.padding == (self.size // 2, self.size // 2):
-            return convolve(x, kernel) + bias
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=[self.padding, self.padding],
-            dimension_numbers=DIMENSIONS,
-        )
-        return y + bias
+            y = convolve_upsampled(x, kernel)
+        elif self.size == 1:
+            y = x @ kernel[0, 0]
+        elif self.stride == 1 and self.padding == (self.size // 2, self.size // 2):
+            y = convolve(x, kernel)
+        else:
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=[self.padding, self.padding],
+                dimension_numbers=DIMENSIONS,
+            )
+        return y + jnp.broadcast_to(bias, y.shape)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation whose affine part can absorb a further scale and shift.
+    """Group normalisation with a scale and a bias per channel.
 
     Statistics are exact (two passes) and taken in float32 whatever the dtype of x.
 
@@ -134,24 +155,47 @@ class GroupNorm(nn.Module):
     silu: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        modulation: tuple[jax.Array, jax.Array] | None = None,
-    ) -> jax.Array:
-        """Normalise x, (N, H, W, C), then apply `* (1 + scale) + shift` if given.
-
-        Args:
-            x: features.
-            modulation: scale and shift per channel, each (C,) or (N, C).
-        """
-        channels = x.shape[-1]
+    def affine(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Return scale and bias, each (channels,)."""
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        if modulation is not None:
-            factor, shift = (m.astype(jnp.float32) for m in modulation)
-            scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
-        return group_norm(x, scale, bias, self.epsilon, self.silu)
+        return scale, bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise x, (N, H, W, C)."""
+        return group_norm(x, *self.affine(x.shape[-1]), self.epsilon, self.silu)
+
+
+class TimedGroupNorm(GroupNorm):
+    """The group normalisation of a residual block at which the timestep enters.
+
+    Attributes:
+        scale_shift: time scales and shifts what is normalised; otherwise it is added to
+            what is to be normalised.
+    """
+
+    scale_shift: bool = True
+
+    def condition(self, projection: jax.Array) -> Time:
+        """Return what the norm needs of the time.
+
+        Args:
+            projection: of the time embedding, (..., 2 C) or, to be added, (..., C).
+
+        Returns:
+            Scale and bias of `norm(x) * (1 + factor) + shift`, or the addend; (..., C).
+        """
+        if not self.scale_shift:
+            return (projection,)
+        factor, shift = jnp.split(projection, 2, axis=-1)
+        scale, bias = self.affine(factor.shape[-1])
+        return scale * (1 + factor), bias * (1 + factor) + shift
+
+    def __call__(self, x: jax.Array, time: Time) -> jax.Array:
+        """Normalise x, (N, H, W, C), given what `condition` made of the time."""
+        if self.scale_shift:
+            return group_norm(x, *time, self.epsilon, self.silu)
+        return super().__call__(x + time[0].astype(x.dtype))
 
 
 def group_norm(
@@ -189,12 +233,13 @@ def _group_norm(
 
 
 def _group_norm_forward(x, scale, bias, epsilon, silu):
-    mean = _group_mean(_channel_mean(x))[:, None]
-    centred = x - mean
-    variance = _group_mean(_channel_mean(jnp.square(centred)))[:, None]
+    channels, count = _sizes(x)
+    mean = _group_mean(_channel_sum(x), count)
+    centred = x - _to_channels(mean, channels)
+    variance = _group_mean(_channel_sum(jnp.square(centred)), count)
     rate = lax.rsqrt(variance + epsilon)
-    y = centred * (rate * scale[:, None]) + bias[:, None]
-    return nn.silu(y) if silu else y, (x, mean, rate, scale, bias)
+    y = centred * (_to_channels(rate, channels) * scale[:, None]) + bias[:, None]
+    return y * lax.logistic(y) if silu else y, (x, mean, rate, scale, bias)
 
 
 def _group_norm_backward(epsilon, silu, residuals, g):
@@ -204,35 +249,64 @@ def _group_norm_backward(epsilon, silu, residuals, g):
     x is rate * (g s - <g s> - x_hat <g s x_hat>).
     """
     x, mean, rate, scale, bias = residuals
-    x_hat = (x - mean) * rate
+    channels, count = _sizes(x)
+    rates = _to_channels(rate, channels)
+    x_hat = (x - _to_channels(mean, channels)) * rates
     if silu:
         y = x_hat * scale[:, None] + bias[:, None]
         rise = 1 + jnp.exp(-y)  # the sigmoid is 1 / rise
         g = g * (1 + y * (1 - 1 / rise)) / rise
-    along_bias, along_scale = _channel_mean(g), _channel_mean(g * x_hat)
-    offset = _group_mean(along_bias * scale)[:, None]
-    tilt = _group_mean(along_scale * scale)[:, None]
-    length = x.shape[1]
-    g_x = rate * (g * scale[:, None] - offset - x_hat * tilt)
-    return g_x, along_scale * length, along_bias * length
+    g_bias, g_scale = _channel_sum(g), _channel_sum(g * x_hat)
+    offset = _to_channels(rate * _group_mean(g_bias * scale, count), channels)
+    tilt = _to_channels(rate * _group_mean(g_scale * scale, count), channels)
+    g_x = g * (rates * scale[:, None]) - offset - x_hat * tilt
+    return g_x, g_scale, g_bias
+
+
+def _sizes(x: jax.Array) -> tuple[int, float]:
+    """Return the channels of x, (N, L, C), and how many numbers a group has."""
+    _, length, channels = x.shape
+    return channels, float(length * channels // GROUPS)
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
-def _channel_mean(x: jax.Array) -> jax.Array:
-    """Average (N, L, C) over L: a dot product, which CPUs run faster than a sum."""
-    n, length, _ = x.shape
-    weights = jnp.full((n, length), 1 / length, x.dtype)
-    return jnp.einsum("nl,nlc->nc", weights, x, precision="highest")
+# The jitted ones are one function in the program's text, not a copy per norm.
 
 
-@jax.jit  # one function in the program's text, not a copy per norm
-def _group_mean(channels: jax.Array) -> jax.Array:
-    """Replace each channel, (N, C), by the mean of its group."""
-    n, c = channels.shape
-    means = channels.reshape(n, GROUPS, c // GROUPS).mean(axis=-1)
-    return jnp.repeat(means, c // GROUPS, axis=-1)
+@jax.jit
+def _channel_sum(x: jax.Array) -> jax.Array:
+    """Sum (N, L, C) over L: a dot product, which CPUs run faster than a sum."""
+    ones = jnp.ones(x.shape[:2], x.dtype)
+    return jnp.einsum("nl,nlc->nc", ones, x, precision="highest")
+
+
+@jax.jit
+def _group_mean(sums: jax.Array, count: float) -> jax.Array:
+    """Average groups of `count` numbers, given the channels' sums: (N, C) to (N, G)."""
+    members = _members(sums.shape[-1])
+    return jnp.einsum("nc,gc->ng", sums, members, precision="highest") / count
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _to_channels(groups: jax.Array, channels: int) -> jax.Array:
+    """Give each channel its group's value: (N, G) to (N, 1, C).
+
+    A dot product, because what it gives is an array of its own: a repetition would be
+    done anew for every pixel, inside the loops that use it.
+    """
+    members = _members(channels)
+    return jnp.einsum("ng,gc->nc", groups, members, precision="highest")[:, None]
+
+
+def _members(channels: int) -> jax.Array:
+    """Return which channels each group has, (G, C) of ones and zeros."""
+    row, column = (
+        lax.broadcasted_iota(jnp.int32, (GROUPS, channels), axis) for axis in (0, 1)
+    )
+    size = jnp.int32(channels // GROUPS)
+    return (row == lax.div(column, size)).astype(jnp.float32)
 
 
 @jax.custom_vjp
