@@ -89,7 +89,7 @@ def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> G
         return step(predict_noise, x_t, now), None
 
     body = jax.checkpoint(advance, prevent_cse=False) if remat else advance
-    return lambda x_t: lax.scan(body, x_t, np.eye(len(rows), dtype=np.float32))[0]
+    return lambda x_t: lax.scan(body, x_t, jnp.eye(len(rows)))[0]
 
 
 def _entry(steps: Steps, i: int) -> Steps:

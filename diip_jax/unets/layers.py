@@ -194,7 +194,8 @@ class TimedGroupNorm(GroupNorm):
     def __call__(self, x: jax.Array, time: Time) -> jax.Array:
         """Normalise x, (N, H, W, C), given what `condition` made of the time."""
         if self.scale_shift:
-            return group_norm(x, *time, self.epsilon, self.silu)
+            scale, bias = time
+            return group_norm(x, scale, bias, self.epsilon, self.silu)
         return super().__call__(x + time[0].astype(x.dtype))
 
 
