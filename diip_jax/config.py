@@ -23,7 +23,7 @@ class DIIPConfig:
             for the last K DDIM steps, frozen before).
         remat: what the backward pass recomputes: "none", "step" (each DDIM step),
             "block" (also each residual block) or "auto" (nothing where that fits in
-            about a gigabyte, else "step").
+            about a gigabyte or in windows, which are recomputed anyway, else "step").
         criterion: "paper" (the listing), "robust" (smoothed, guarded) or "never".
         max_iterations: the budget; also the length of the traces.
         dtype: "float32" or "bfloat16", for the convolutions and projections of the

@@ -95,7 +95,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         y = x @ kernel
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y + jnp.broadcast_to(bias, y.shape)  # one line of the program, not two
 
 
 class Conv(nn.Module):
@@ -264,13 +264,13 @@ def _group_norm_backward(epsilon, silu, residuals, g):
     return g_x, g_scale, g_bias
 
 
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+
+
 def _sizes(x: jax.Array) -> tuple[int, float]:
     """Return the channels of x, (N, L, C), and how many numbers a group has."""
     _, length, channels = x.shape
     return channels, float(length * channels // GROUPS)
-
-
-_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 # The jitted ones are one function in the program's text, not a copy per norm.
