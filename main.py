@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import textwrap
+import tomllib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -152,6 +153,23 @@ _flag("string", "lpips_weights", None, "file of its weights; that of [lpips]")
 _flag("bool", "dry_run", False, "only tell what would be done, and what it takes")
 _flag("bool", "json", False, "print one JSON object per image on stdout")
 _flag("bool", "quiet", False, "say nothing but errors", short_name="q")
+_flag(
+    "integer",
+    "verbose",
+    0,
+    "1 (-v) also tells the settings, what is done to each photo, and times; 2 (-vv) "
+    "what is compiled",
+    0,
+    2,
+    short_name="v",
+)
+_flag("bool", "progress", True, "show how far a run is; --no_progress does not")
+_flag(
+    "string",
+    "config",
+    None,
+    "TOML file of flags, such as num_steps = 5; those of the command line count more",
+)
 _flag("bool", "version", False, "print the version")
 for _alias, _name in ALIASES.items():
     flags.DEFINE_alias(_alias, _name, flag_values=FLAGS)
@@ -178,6 +196,8 @@ def main(arguments: Sequence[str]) -> int:
         patterns = _parse(arguments)
     except flags.Error as error:
         return _fail(EXIT_USAGE, f"{error}; see --help")
+    except OSError as error:
+        return _fail(EXIT_FILE, f"cannot read --config: {error}")
     if FLAGS.version:
         print(f"diip-jax {metadata.version('diip-jax')}")
         return EXIT_OK
@@ -214,18 +234,61 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     """Set the flags, afresh at every call, and return the images named."""
+    program, *given = [_canonical(argument) for argument in arguments]
+    named = _set([program, *given])
+    path: str | None = FLAGS.config
+    if path is not None:
+        try:
+            from_file = _from_file(path)
+            _set([program, *from_file])  # alone, so that an error is the file's
+        except flags.Error as error:
+            raise flags.Error(f"--config {path}: {error}") from error
+        named = _set([program, *from_file, *given])  # the last one counts
+    return [*FLAGS.image, *named]
+
+
+def _set(arguments: Sequence[str]) -> list[str]:
+    """Set the flags to their defaults, then to these; return what is no flag."""
     for name in FLAGS:
         FLAGS[name].unparse()
-    positional = FLAGS([_underscored(argument) for argument in arguments])[1:]
-    return [*FLAGS.image, *positional]
+    return FLAGS(arguments)[1:]
 
 
-def _underscored(argument: str) -> str:
-    """Write a flag's hyphens as underscores: --k-min is --k_min."""
+def _canonical(argument: str) -> str:
+    """Write a flag as absl knows it: --k-min is --k_min, --no-json is --nojson."""
+    if argument in _VERBOSE:
+        return _VERBOSE[argument]
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    name = name.replace("-", "_")
+    if name.startswith("no_"):
+        name = f"no{name.removeprefix('no_')}"
+    return f"--{name}{equals}{value}"
+
+
+_VERBOSE = {"-v": "--verbose=1", "--verbose": "--verbose=1", "-vv": "--verbose=2"}
+
+
+def _from_file(path: str) -> list[str]:
+    """Return the flags that a TOML file sets, as the command line would have them.
+
+    Raises:
+        flags.Error: it is no TOML, or not of flags.
+        OSError: it cannot be read.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise flags.Error(f"not a TOML file: {error}") from error
+    arguments = []
+    for name, value in content.items():
+        if not isinstance(value, str | int | float | list):
+            raise flags.Error(f"{name} is {value!r}; give it the value of a flag")
+        for item in value if isinstance(value, list) else [value]:
+            text = str(item).lower() if isinstance(item, bool) else item
+            arguments.append(_canonical(f"--{name}={text}"))
+    return arguments
 
 
 def _help() -> str:
@@ -287,7 +350,7 @@ def _shard() -> tuple[int, int]:
 
 def _run(patterns: Sequence[str]) -> int:
     """Do what the flags say and return the exit code."""
-    from diip_jax import inputs, planning, prior
+    from diip_jax import inputs, planning, prior, record
 
     many = inputs.names_many(patterns)
     _check_flags(patterns, many)
@@ -297,6 +360,7 @@ def _run(patterns: Sequence[str]) -> int:
     settings = _settings(loaded)
     card = loaded.card
     _say(f"prior {card.name} ({card.licence}), device {device.device_kind}")
+    _detail(", ".join(f"{k} {v}" for k, v in record.settings(settings).items()))
 
     data = sys.stdin.buffer.read() if "-" in patterns else b""
     sources = inputs.find(patterns, recursive=FLAGS.recursive, data=data)
@@ -314,6 +378,8 @@ def _run(patterns: Sequence[str]) -> int:
         num_done, num_failed, interrupted = len(plan.tasks), 0, False
     else:
         planning.check_writable(plan.tasks)
+        for task in plan.tasks:
+            _detail(_plan_line(task, settings))
         num_done, num_failed, interrupted = _work(loaded, plan, settings, options)
     num_done += len(plan.finished)
     num_failed += len(plan.failed)
@@ -335,7 +401,12 @@ def _work(prior: Any, plan: Any, settings: Any, options: Any) -> tuple[int, int,
     num_done = num_failed = num_interrupted = 0
     if not plan.tasks:
         return 0, 0, False
-    meter = console.Meter(len(plan.tasks), settings, quiet=FLAGS.quiet)
+    meter = console.Meter(
+        len(plan.tasks),
+        settings,
+        quiet=FLAGS.quiet or not FLAGS.progress,
+        seconds_between_lines=0 if FLAGS.verbose else console.SECONDS_BETWEEN_LINES,
+    )
     with console.Stopper(quiet=FLAGS.quiet) as stopper, meter:
         events = files.restore_files(
             prior, plan.tasks, settings, options, should_stop=stopper.asked
@@ -371,6 +442,8 @@ def _announce(outcome: Any) -> None:
         f"picture is that of iteration {stop['returned']}; "
         f"{record['timing']['total_s']:.1f} s"
     )
+    times = (f"{key} {_score(value, 3)}" for key, value in record["timing"].items())
+    _detail(f"{name}: {', '.join(times)}")
     for code in record["warnings"]:
         _say(f"{name}: warning: {WARNINGS.get(code, code)}")
     scores = record["metrics"]
@@ -417,14 +490,25 @@ def _describe(prior: Any, tasks: Sequence[Any], settings: Any) -> None:
             record = _short_record("planned", task.source.path, task.output)
             _emit(record | {"plan": plan})
             continue
-        size, padded = ("x".join(map(str, plan[key])) for key in ("size", "canvas"))
-        needed = plan["memory_bytes"]
+        needed = memory[canvas]
         print(
-            f"{task.source.path} -> {task.output}: {size}, canvas {padded}, "
-            f"{task.layout.mode} in {task.layout.num_tiles} window(s), "
-            f"{'unknown' if needed is None else f'{needed / 1e6:.0f} MB'}, at most "
-            f"{plan['max_unet_calls']} UNet calls"
+            f"{_plan_line(task, settings)}, "
+            f"{'memory unknown' if needed is None else f'{needed / 1e6:.0f} MB'}"
         )
+
+
+def _plan_line(task: Any, settings: Any) -> str:
+    """Tell what is to be done to a photo."""
+    from diip_jax import planning
+
+    size, canvas = (
+        "x".join(map(str, reversed(side))) for side in (task.size, task.layout.canvas)
+    )
+    return (
+        f"{task.source.path} -> {task.output}: {size}, canvas {canvas}, "
+        f"{task.layout.mode} in {task.layout.num_tiles} window(s), at most "
+        f"{planning.unet_calls(task, settings)} UNet calls"
+    )
 
 
 # From flags to the library's arguments.
@@ -485,7 +569,7 @@ def _locate_prior(name: str) -> Path:
         name,
         cache=weights.cache_dir(),
         offline=FLAGS.offline,
-        progress=not FLAGS.quiet,
+        progress=FLAGS.progress and not FLAGS.quiet,
         notify=_say,
     )
 
@@ -538,6 +622,8 @@ def _prepare_runtime() -> None:
 
     from diip_jax import weights
 
+    if FLAGS.verbose > 1:
+        jax.config.update("jax_log_compiles", True)
     folder = weights.cache_dir() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -557,6 +643,11 @@ def _say(text: str) -> None:
 
     if not FLAGS.quiet:
         console.say(text)
+
+
+def _detail(text: str) -> None:
+    if FLAGS.verbose:
+        _say(text)
 
 
 def _fail(code: int, message: object) -> int:

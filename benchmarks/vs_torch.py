@@ -6,9 +6,10 @@ Needs torch, einops and azula (`pip install --no-deps azula`). Both sides run th
 iteration: g(z), the loss, its gradient, Adam; this package also computes the stopping
 criteria and the traces. A run is `--iterations` of them, here one chunk of the engine's
 compiled loop, there a Python loop. PyTorch runs float32, channels first, with as many
-threads as cores. "-blocks" recomputes every residual block in the backward pass on both
-sides (azula's UNet does so by default). Runs alternate, and the median of their times
-counts. Ratios below 1 mean that this package is faster.
+threads as cores. Of the full gradient, "-step" recomputes every DDIM step in the
+backward pass on both sides, and "-block" in there every residual block too (and
+PyTorch, as azula's UNet does by default, every attention). Runs alternate, and the
+median of their times counts. Ratios below 1 mean that this package is faster.
 """
 
 import argparse
@@ -21,11 +22,10 @@ import azula.plugins.adm._src.unet as azula_unet
 import cases
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from diip_jax import DIIPConfig, Prior, load_prior
 from diip_jax.schedule import ddim_timesteps
-
-CHECKPOINT = azula_unet.checkpoint
 
 
 def to_torch(prior: Prior) -> torch.nn.Module:
@@ -76,7 +76,7 @@ def torch_iteration(
         unet: the noise predictor.
         y: degraded images, (L, H, W, 3) in [0, 1].
         z: noise to start from, of the same shape.
-        config: the settings.
+        config: the settings; `remat` is none, step or block.
     """
     alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     times = ddim_timesteps(config.num_steps)
@@ -84,19 +84,28 @@ def torch_iteration(
     latent = torch.tensor(z).permute(0, 3, 1, 2).contiguous().requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=float(config.learning_rate))
 
+    def step(x: torch.Tensor, now: int, after: int | None) -> torch.Tensor:
+        a = float(alphas[now])
+        b = 1.0 if after is None else float(alphas[after])
+        t = torch.full((len(x),), float(now))
+        with torch.set_grad_enabled(config.gradient == "full"):
+            eps = unet(x, t)
+        x_0 = ((x - (1 - a) ** 0.5 * eps) / a**0.5).clamp(-1, 1)
+        eps = (x - a**0.5 * x_0) / (1 - a) ** 0.5
+        return b**0.5 * x_0 + (1 - b) ** 0.5 * eps
+
     def generate(x: torch.Tensor) -> torch.Tensor:
         for now, after in zip(times, [*times[1:], None], strict=True):
-            a = float(alphas[now])
-            b = 1.0 if after is None else float(alphas[after])
-            t = torch.full((len(x),), float(now))
-            with torch.set_grad_enabled(config.gradient == "full"):
-                eps = unet(x, t)
-            x_0 = ((x - (1 - a) ** 0.5 * eps) / a**0.5).clamp(-1, 1)
-            eps = (x - a**0.5 * x_0) / (1 - a) ** 0.5
-            x = b**0.5 * x_0 + (1 - b) ** 0.5 * eps
+            if config.remat == "none":
+                x = step(x, now, after)
+            else:
+                x = checkpoint(step, x, now, after, use_reentrant=False)
         return x
 
     def iterate() -> None:
+        # azula's blocks look their checkpoint up when they run.
+        blocks = config.remat == "block"
+        azula_unet.checkpoint = checkpoint if blocks else _no_checkpoint
         optimizer.zero_grad()
         loss = torch.mean((generate(latent) - target) ** 2)
         loss.backward()
@@ -115,6 +124,9 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 10])
     parser.add_argument("--gradients", nargs="+", default=["full", "frozen"])
+    parser.add_argument(
+        "--remat", nargs="*", choices=("step", "block"), default=["step", "block"]
+    )
     parser.add_argument("--iterations", type=int, default=10, help="of one run")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
@@ -164,16 +176,16 @@ def all_sides(
     """
     z = np.asarray(cases.start_lanes(prior, y, config).state.z)
 
-    def ours(**changes: Any) -> Callable[[], None]:
-        return cases.iterations(prior, y, config.replace(**changes), flags.iterations)
+    def ours(*, remat: str = "none", dtype: str = "float32") -> Callable[[], None]:
+        changed = config.replace(remat=remat, dtype=dtype)
+        return cases.iterations(prior, y, changed, flags.iterations)
 
     def theirs(
-        unet: torch.nn.Module, *, blocks: bool = False, autocast: bool = False
+        unet: torch.nn.Module, *, remat: str = "none", autocast: bool = False
     ) -> Callable[[], None]:
-        iterate = torch_iteration(unet, y, z, config)
+        iterate = torch_iteration(unet, y, z, config.replace(remat=remat))
 
         def run() -> None:
-            azula_unet.checkpoint = CHECKPOINT if blocks else _no_checkpoint
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 for _ in range(flags.iterations):
                     iterate()
@@ -182,8 +194,9 @@ def all_sides(
 
     sides = {"jax": ours(), "eager": theirs(unet)}
     if config.gradient == "full":
-        sides["jax-blocks"] = ours(remat="block")
-        sides["eager-blocks"] = theirs(unet, blocks=True)
+        for remat in flags.remat:
+            sides[f"jax-{remat}"] = ours(remat=remat)
+            sides[f"eager-{remat}"] = theirs(unet, remat=remat)
     if flags.compile:
         sides["compile"] = theirs(torch.compile(unet, dynamic=False))
     if flags.autocast:

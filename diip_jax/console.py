@@ -12,7 +12,7 @@ from tqdm import tqdm
 from diip_jax.config import DIIPConfig
 from diip_jax.files import Progress
 
-SECONDS_BETWEEN_LINES = 30  # where there is no terminal to draw a bar on
+SECONDS_BETWEEN_LINES = 30
 EXIT_INTERRUPTED = 130
 
 
@@ -26,17 +26,25 @@ def say(text: str) -> None:
 class Meter:
     """One progress bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, num_photos: int, config: DIIPConfig, *, quiet: bool):
+    def __init__(
+        self,
+        num_photos: int,
+        config: DIIPConfig,
+        *,
+        quiet: bool,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+    ):
         """Start to measure.
 
         Args:
             num_photos: photos to restore; a single one is measured in iterations.
             config: the settings.
             quiet: show nothing at all.
+            seconds_between_lines: where there is no terminal to draw a bar on.
         """
         self._many, self._config, self._quiet = num_photos > 1, config, quiet
-        self._began = time.monotonic()
-        self._due = self._began + SECONDS_BETWEEN_LINES
+        self._began, self._pause = time.monotonic(), seconds_between_lines
+        self._due = self._began + self._pause
         self._total = num_photos if self._many else config.max_iterations
         self._bar = tqdm(
             total=self._total,
@@ -66,7 +74,7 @@ class Meter:
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
         elif not self._quiet and time.monotonic() >= self._due:
-            self._due = time.monotonic() + SECONDS_BETWEEN_LINES
+            self._due = time.monotonic() + self._pause
             unit = "photos" if self._many else "iterations at most"
             say(f"{self._bar.n} of {self._total} {unit}: {text}")
 

@@ -104,9 +104,9 @@ def test_a_run_is_as_many_iterations_as_asked(tiny_prior, monkeypatch):
 
 
 def test_compare_pairs_each_side_with_its_counterpart():
-    seconds = {"jax": 1.0, "eager": 2.0, "jax-blocks": 3.0, "eager-blocks": 4.0}
+    seconds = {"jax": 1.0, "eager": 2.0, "jax-step": 3.0, "eager-step": 4.0}
     ratios = load("vs_torch").compare({**seconds, "compile": 0.5})["ratios"]
-    assert ratios == {"eager": 0.5, "eager-blocks": 0.75, "compile": 2.0}
+    assert ratios == {"eager": 0.5, "eager-step": 0.75, "compile": 2.0}
 
 
 def test_widened_bytes_counts_whole_kernels_alone():

@@ -11,6 +11,7 @@ import http.server
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -67,6 +68,7 @@ def _own_runtime(monkeypatch, cache, tmp_path):
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_platforms",
+        "jax_log_compiles",
     )
     before = {name: getattr(jax.config, name) for name in names}
     yield
@@ -840,6 +842,67 @@ def test_flags_of_one_run_do_not_reach_the_next(run, tmp_path):
     code, out, _ = run("-i", "y.png", "--dry_run")
     assert code == 0
     assert out.startswith("y.png")
+
+
+def test_a_file_of_flags_and_the_command_line_over_it(run, tmp_path):
+    save(tmp_path / "x.png")
+    save(tmp_path / "y.png")
+    text = 'image = ["x.png"]\nk-min = 7\neps = 0.5\njson = true\nquiet = true\n'
+    (tmp_path / "my.toml").write_text(text)
+    code, out, err = run("y.png", "--config=my.toml", "--eps=0.25", "-o", "out")
+    assert code == 0
+    assert err == ""  # quiet
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [r["input"]["path"] for r in records] == ["x.png", "y.png"]
+    for record in records:
+        assert record["config"]["k_min"] == 7
+        assert record["config"]["epsilon"] == 0.25
+    code, out, _ = run("y.png", "--config=my.toml", "--no-json", "-o", "y2.png")
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (None, 4, "No such file"),
+        ("k_min 7", 2, "not a TOML file"),
+        ("k_minimum = 7", 2, "k_minimum"),
+        ("k_min = 'seven'", 2, "seven"),
+        ("num_steps = true\nk_min = 7", 2, "num_steps"),
+        ("[k_min]\nvalue = 7", 2, "k_min"),
+    ],
+)
+def test_a_wrong_file_of_flags(run, tmp_path, text, code, said):
+    save(tmp_path / "x.png")
+    if text is not None:
+        (tmp_path / "my.toml").write_text(text)
+    given, out, err = run("x.png", "--config", "my.toml")
+    assert given == code
+    assert out == ""
+    assert is_one_line(err)
+    assert "my.toml" in err
+    assert said in err
+    assert not (tmp_path / "x_diip.png").exists()
+
+
+def test_verbose_tells_settings_plan_and_times(run, tmp_path, caplog):
+    save(tmp_path / "x.png")
+    few = run("x.png")[2]
+    said = run("x.png", "-v")[2]
+    for text in ("num_steps 5", "canvas 24x24", "60 UNet calls", "compile_s"):
+        assert text in said
+        assert text not in few
+    assert len(re.findall("iterations at most: loss", said)) > 1  # a line per chunk
+    assert "Compiling" not in caplog.text
+    run("x.png", "-vv", "--max_iterations=3")
+    assert "Compiling" in caplog.text
+
+
+def test_no_progress_leaves_the_rest(run, tmp_path):
+    save(tmp_path / "x.png")
+    said = run("x.png", "-v", "--no-progress")[2]
+    assert "iterations at most: loss" not in said
+    assert "x_diip.png: stopped" in said
 
 
 def test_presets(run, tmp_path, monkeypatch):
