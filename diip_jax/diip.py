@@ -111,9 +111,7 @@ def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorith
         return jnp.mean(jnp.square(x - y)), x
 
     def init(z: jax.Array) -> DIIPState:
-        trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
-        start = (jnp.int32(0), z, optimizer.init(z), criterion.init())
-        return DIIPState(*start, x=y, x_peak=y, losses=trace, sharpnesses=trace)
+        return _init(y, z, config)
 
     def step(state: DIIPState) -> DIIPState:
         k = state.k
@@ -140,6 +138,24 @@ def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorith
         return alive & ~stopping.detected(state.stopping)
 
     return Algorithm(init, step, should_continue)
+
+
+def _init(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  # line 1
+    moments = optax.adam(config.learning_rate).init(z)
+    criteria = stopping.criterion(config).init()
+    trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
+    return DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
+
+
+def start(y: jax.Array, key: jax.Array, config: DIIPConfig) -> DIIPState:
+    """Draw z and return the first state; nothing of the prior is needed for it.
+
+    Args:
+        y: degraded image on its canvas, (H, W, 3) in [-1, 1].
+        key: key of the random start.
+        config: the settings.
+    """
+    return _init(y, jax.random.normal(key, y.shape, jnp.float32), config)
 
 
 def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
@@ -224,7 +240,7 @@ def prepare(
     size = canvas_size(prior, config, *y.shape[:2])
     y = 2 * canvas.pad(y.astype(jnp.float32), size) - 1
     algorithm = build(generator(prior, config, size), y, config)
-    return algorithm, algorithm.init(jax.random.normal(key, y.shape, jnp.float32))
+    return algorithm, start(y, key, config)
 
 
 def restore(

@@ -270,7 +270,7 @@ class _Bucket:
         """Make empty lanes, a multiple of the number of devices."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
         self.owners: list[int | None] = [None] * count
-        self.lanes = _empty(self.prior, self.size, self.config, count)
+        self.lanes = _empty(self.size, self.config, count)
         self.compiled = False
 
     def _refill(self) -> list[Failure]:
@@ -357,21 +357,15 @@ def _largest_batch() -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num_lanes"))
-def _empty(
-    prior: Prior, size: tuple[int, int], config: DIIPConfig, num_lanes: int
-) -> Lanes:
-    """Return lanes without images."""
+def _empty(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -> Lanes:
+    """Return lanes without images, for canvases of this size."""
     blank = jnp.zeros((*size, 3), jnp.float32)
-    _, state = diip.prepare(prior, blank, jax.random.key(0), config)
+    state = diip.start(blank, jax.random.key(0), config)
     lane = Lanes(blank, state, jnp.bool_(False))
     return jax.tree.map(lambda a: jnp.repeat(a[None], num_lanes, axis=0), lane)
 
 
-@jax.jit
-def _begin(
-    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
-) -> diip.DIIPState:
-    return diip.prepare(prior, y, key, config)[1]
+_begin = jax.jit(diip.start)
 
 
 def abstract_state(
@@ -380,7 +374,7 @@ def abstract_state(
     """Return shapes and dtypes of the state of an image of this height and width."""
     height, width = diip.canvas_size(prior, config, *size)
     y = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
-    return jax.eval_shape(_begin, prior, y, jax.random.key(0), config)
+    return jax.eval_shape(_begin, y, jax.random.key(0), config)
 
 
 def _start(
@@ -390,9 +384,9 @@ def _start(
     y = np.asarray(job.load(), np.float32)
     diip.check(prior, y, config)
     margins = [(0, size[0] - y.shape[0]), (0, size[1] - y.shape[1]), (0, 0)]
-    y = np.pad(y, margins, mode="reflect")
-    state = _begin(prior, y, job.key, config) if job.state is None else job.state
-    return 2 * y - 1, state
+    y = 2 * np.pad(y, margins, mode="reflect") - 1
+    state = _begin(y, job.key, config) if job.state is None else job.state
+    return y, state
 
 
 @functools.partial(jax.jit, donate_argnames="lanes")
@@ -525,8 +519,7 @@ def memory(
         num_lanes: images restored at the same time.
     """
     side = diip.canvas_size(prior, config, *size)
-    empty = functools.partial(_empty, size=side, num_lanes=num_lanes)
-    lanes = jax.eval_shape(lambda p, c: empty(p, config=c), prior, config)
+    lanes = jax.eval_shape(lambda c: _empty(side, c, num_lanes), config)
     program = jitted_advance().lower(prior, lanes, config, 0, 0).compile()
     plan = program.memory_analysis()
     if plan is None:

@@ -218,28 +218,30 @@ def group_norm(
     Returns:
         Features of the shape and dtype of x.
     """
-    n, h, w, c = x.shape
-    scale, bias = (jnp.broadcast_to(a, (n, c)) for a in (scale, bias))
-    flat = x.astype(jnp.float32).reshape(n, h * w, c)
-    y: jax.Array = _group_norm(flat, scale, bias, epsilon, silu)  # pyright: ignore
-    return y.reshape(x.shape).astype(x.dtype)
+    n, _, _, c = x.shape
+    scale, bias = (
+        jnp.broadcast_to(a.reshape(-1, 1, 1, c), (n, 1, 1, c)) for a in (scale, bias)
+    )
+    wide = x.astype(jnp.float32)
+    y: jax.Array = _group_norm(wide, scale, bias, epsilon, silu)  # pyright: ignore
+    return y.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, silu: bool
 ) -> jax.Array:
-    """Normalise x, (N, L, C), with scale and bias (N, C)."""
+    """Normalise x, (N, H, W, C), with scale and bias (N, 1, 1, C)."""
     return _group_norm_forward(x, scale, bias, epsilon, silu)[0]
 
 
 def _group_norm_forward(x, scale, bias, epsilon, silu):
-    channels, count = _sizes(x)
-    mean = _group_mean(_channel_sum(x), count)
+    channels = x.shape[-1]
+    mean = _group_mean(_pixel_mean(x))
     centred = x - _to_channels(mean, channels)
-    variance = _group_mean(_channel_sum(jnp.square(centred)), count)
+    variance = _group_mean(_pixel_mean(jnp.square(centred)))
     rate = lax.rsqrt(variance + epsilon)
-    y = centred * (_to_channels(rate, channels) * scale[:, None]) + bias[:, None]
+    y = centred * (_to_channels(rate, channels) * scale) + bias
     return y * lax.logistic(y) if silu else y, (x, mean, rate, scale, bias)
 
 
@@ -250,55 +252,64 @@ def _group_norm_backward(epsilon, silu, residuals, g):
     x is rate * (g s - <g s> - x_hat <g s x_hat>).
     """
     x, mean, rate, scale, bias = residuals
-    channels, count = _sizes(x)
+    _, height, width, channels = x.shape
     rates = _to_channels(rate, channels)
     x_hat = (x - _to_channels(mean, channels)) * rates
     if silu:
-        y = x_hat * scale[:, None] + bias[:, None]
+        y = x_hat * scale + bias
         rise = 1 + jnp.exp(-y)  # the sigmoid is 1 / rise
         g = g * (1 + y * (1 - 1 / rise)) / rise
-    g_bias, g_scale = _channel_sum(g), _channel_sum(g * x_hat)
-    offset = _to_channels(rate * _group_mean(g_bias * scale, count), channels)
-    tilt = _to_channels(rate * _group_mean(g_scale * scale, count), channels)
-    g_x = g * (rates * scale[:, None]) - offset - x_hat * tilt
-    return g_x, g_scale, g_bias
+    g_bias, g_scale = _pixel_mean(g), _pixel_mean(g * x_hat)
+    offset = _to_channels(rate * _group_mean(g_bias * scale), channels)
+    tilt = _to_channels(rate * _group_mean(g_scale * scale), channels)
+    g_x = g * (rates * scale) - offset - x_hat * tilt
+    return g_x, height * width * g_scale, height * width * g_bias
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
-
-
-def _sizes(x: jax.Array) -> tuple[int, float]:
-    """Return the channels of x, (N, L, C), and how many numbers a group has."""
-    _, length, channels = x.shape
-    return channels, float(length * channels // GROUPS)
-
 
 # The jitted ones are one function in the program's text, not a copy per norm.
 
 
 @jax.jit
-def _channel_sum(x: jax.Array) -> jax.Array:
-    """Sum (N, L, C) over L: a dot product, which CPUs run faster than a sum."""
-    ones = jnp.ones(x.shape[:2], x.dtype)
-    return jnp.einsum("nl,nlc->nc", ones, x, precision="highest")
+def _pixel_mean(x: jax.Array) -> jax.Array:
+    """Average over the pixels: (N, H, W, C) to (N, 1, 1, C).
+
+    On a CPU by a dot product, which is faster there than a sum. Elsewhere a sum takes
+    its terms as they are computed, and a dot product would need them all in memory.
+    """
+    n, height, width, c = x.shape
+    count = height * width
+
+    def product(x: jax.Array) -> jax.Array:
+        weights = jnp.full((n, count), 1 / count, x.dtype)
+        rows = x.reshape(n, count, c)
+        means = jnp.einsum("nl,nlc->nc", weights, rows, precision="highest")
+        return means.reshape(n, 1, 1, c)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return x.mean(axis=(1, 2), keepdims=True)
+
+    return lax.platform_dependent(x, cpu=product, default=mean)
 
 
 @jax.jit
-def _group_mean(sums: jax.Array, count: float) -> jax.Array:
-    """Average groups of `count` numbers, given the channels' sums: (N, C) to (N, G)."""
-    members = _members(sums.shape[-1])
-    return jnp.einsum("nc,gc->ng", sums, members, precision="highest") / count
+def _group_mean(channels: jax.Array) -> jax.Array:
+    """Average the channels of each group: (N, 1, 1, C) to (N, 1, 1, G)."""
+    c = channels.shape[-1]
+    sums = jnp.einsum("nhwc,gc->nhwg", channels, _members(c), precision="highest")
+    return sums / (c // GROUPS)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _to_channels(groups: jax.Array, channels: int) -> jax.Array:
-    """Give each channel its group's value: (N, G) to (N, 1, C).
+    """Give each channel its group's value: (N, 1, 1, G) to (N, 1, 1, C).
 
     A dot product, because what it gives is an array of its own: a repetition would be
     done anew for every pixel, inside the loops that use it.
     """
     members = _members(channels)
-    return jnp.einsum("ng,gc->nc", groups, members, precision="highest")[:, None]
+    return jnp.einsum("nhwg,gc->nhwc", groups, members, precision="highest")
 
 
 def _members(channels: int) -> jax.Array:
