@@ -80,6 +80,26 @@ def test_group_norm_with_silu_and_its_gradients():
         assert seeded.relative_error(a, b) < FLOAT32
 
 
+def test_means_as_accelerators_take_them(monkeypatch):
+    """What a GPU or TPU would compile instead of a CPU's dot product, run here."""
+
+    def elsewhere(*args, cpu, default):
+        return default(*args)
+
+    x, g = 3 + 2 * normal(2, 6, 5, 32), normal(2, 6, 5, 32, seed=3)
+    scale, bias = normal(32, seed=1), normal(32, seed=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(layers.lax, "platform_dependent", elsewhere)
+        layers._pixel_mean.clear_cache()
+        text = jax.jit(group_norm).lower(x, scale, bias).as_text()
+        actual = value_and_cotangents(group_norm, g, x, scale, bias)
+    layers._pixel_mean.clear_cache()
+    assert "stablehlo.reduce" in text  # so the patch has reached it
+    expected = value_and_cotangents(naive_group_norm, g, x, scale, bias)
+    for a, b in zip(actual, expected, strict=True):
+        assert seeded.relative_error(a, b) < FLOAT32
+
+
 def test_silu_is_safe_far_from_zero():
     """The gradient divides by 1 + exp(-y), which is infinite below about -88."""
     x = normal(1, 4, 4, 32)

@@ -219,6 +219,16 @@ def test_program_of_the_bundled_prior_is_small(gradient, remat):
     assert len(text) < 1_000_000, f"{len(text)} characters"
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_program_is_made_for_accelerators(tiny_prior, key, platform):
+    """Made, not run: what is done in another way on a CPU is not in it."""
+    config = tiny_prior.card.preset
+    traced = jax.jit(restore).trace(tiny_prior, jnp.zeros((16, 16, 3)), key, config)
+    here = traced.lower(lowering_platforms=("cpu",)).as_text()
+    there = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert there.count("applies stablehlo.add") > here.count("applies stablehlo.add")
+
+
 @pytest.mark.parametrize("name", ["natural64", "faces64"])
 def test_bundled_priors_load(name):
     if name not in priors.bundled():
