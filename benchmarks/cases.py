@@ -23,6 +23,8 @@ from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 from diip_jax.unets.adm import ADMConfig
 
+PAUSE = 0.5  # seconds
+
 # The network of OpenAI's 256x256_diffusion_uncond.pt and of RePaint's CelebA model.
 ADM_256 = ADMConfig(
     image_size=256,
@@ -164,7 +166,9 @@ def median_seconds(
 ) -> dict[str, float]:
     """Return the median seconds of each function over alternating runs.
 
-    Each is called twice before, to compile and to settle.
+    Each is called twice before, to compile and to settle. A pause comes before every
+    timed run: the worker threads of one library go on spinning for a while after its
+    run, and would take cores from the next.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
@@ -173,6 +177,7 @@ def median_seconds(
     gc.collect()
     for _ in range(repeats):
         for name, side in sides.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             side()
             times[name].append(time.perf_counter() - start)
