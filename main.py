@@ -8,6 +8,7 @@ Pictures and their records go to files, --json to stdout, all else to stderr.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -618,6 +619,9 @@ def _prepare_runtime() -> None:
     """Set up JAX for a command: what a library must leave alone."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # Tracing makes a million objects, few of them garbage: looking for it every 700
+    # would take a third of its time.
+    gc.set_threshold(200_000)
     import jax
 
     from diip_jax import weights

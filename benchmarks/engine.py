@@ -69,13 +69,13 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--lanes", type=int, default=4)
-    # Twice the preset's, so that photos with little noise have the time they want.
-    parser.add_argument("--max_iterations", type=int, default=600, metavar="N")
+    # Half the preset's transient, so that the stops lie further apart.
+    parser.add_argument("--k_min", type=int, default=50)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
 
     prior = load_prior("natural64")
-    config = prior.card.preset.replace(max_iterations=flags.max_iterations)
+    config = prior.card.preset.replace(k_min=flags.k_min)
     key, size = jax.random.key(0), (flags.side, flags.side)
     jobs = [
         engine.Job(size, lambda y=y: y, jax.random.fold_in(key, i))

@@ -6,6 +6,7 @@ exit codes are those that `--help` lists.
 """
 
 import functools
+import gc
 import hashlib
 import http.server
 import io
@@ -71,7 +72,9 @@ def _own_runtime(monkeypatch, cache, tmp_path):
         "jax_log_compiles",
     )
     before = {name: getattr(jax.config, name) for name in names}
+    thresholds = gc.get_threshold()
     yield
+    gc.set_threshold(*thresholds)
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

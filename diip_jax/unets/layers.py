@@ -1,7 +1,8 @@
 """Layers shared by the UNets: NHWC, exact group statistics, float32 where it counts.
 
 Every layer stores its parameters under the names `kernel`, `bias` and `scale`, so
-that a PyTorch state dict maps onto the tree by renaming alone.
+that a PyTorch state dict maps onto the tree by renaming alone. Their values always come
+from a file: of an initial value only the shape counts, and zeros are quickest to trace.
 """
 
 import functools
@@ -90,7 +91,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x @ kernel + bias."""
         kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)
+            "kernel", nn.initializers.zeros, (x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
@@ -121,7 +122,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the convolution of x plus the bias."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", nn.initializers.zeros, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.upsampled:
