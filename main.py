@@ -64,6 +64,7 @@ ALIASES = {
     "eps": "epsilon",
     "steps": "num_steps",
 }
+_VERBOSE = {"-v": "--verbose=1", "--verbose": "--verbose=1", "-vv": "--verbose=2"}
 REASONS = {
     "high_frequency": "stopped before the noise came in",
     "low_frequency": "stopped before the sharpness was lost",
@@ -266,9 +267,6 @@ def _canonical(argument: str) -> str:
     if name.startswith("no_"):
         name = f"no{name.removeprefix('no_')}"
     return f"--{name}{equals}{value}"
-
-
-_VERBOSE = {"-v": "--verbose=1", "--verbose": "--verbose=1", "-vv": "--verbose=2"}
 
 
 def _from_file(path: str) -> list[str]:
@@ -479,23 +477,23 @@ def _describe(prior: Any, tasks: Sequence[Any], settings: Any) -> None:
         if canvas not in memory:
             size, lanes = task.layout.size, _num_lanes() or 1
             memory[canvas] = engine.memory(prior, size, settings, lanes)
+        needed = memory[canvas]
+        if not FLAGS.json:
+            print(
+                f"{_plan_line(task, settings)}, "
+                f"{'memory unknown' if needed is None else f'{needed / 1e6:.0f} MB'}"
+            )
+            continue
         plan = {
             "size": list(task.size[::-1]),
             "canvas": list(canvas[::-1]),
             "size_mode": task.layout.mode,
             "num_tiles": task.layout.num_tiles,
-            "memory_bytes": memory[canvas],
+            "memory_bytes": needed,
             "max_unet_calls": planning.unet_calls(task, settings),
         }
-        if FLAGS.json:
-            record = _short_record("planned", task.source.path, task.output)
-            _emit(record | {"plan": plan})
-            continue
-        needed = memory[canvas]
-        print(
-            f"{_plan_line(task, settings)}, "
-            f"{'memory unknown' if needed is None else f'{needed / 1e6:.0f} MB'}"
-        )
+        record = _short_record("planned", task.source.path, task.output)
+        _emit(record | {"plan": plan})
 
 
 def _plan_line(task: Any, settings: Any) -> str:

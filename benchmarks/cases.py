@@ -111,7 +111,7 @@ def abstract_lanes(
     )
 
 
-def start_lanes(prior: Prior, y: np.ndarray, config: DIIPConfig) -> engine.Lanes:
+def start_lanes(y: np.ndarray, config: DIIPConfig) -> engine.Lanes:
     """Return lanes about to restore images (L, H, W, 3) in [0, 1].
 
     Sides must be those of a canvas.
@@ -120,8 +120,9 @@ def start_lanes(prior: Prior, y: np.ndarray, config: DIIPConfig) -> engine.Lanes
     @jax.jit
     def start(y: jax.Array) -> engine.Lanes:
         keys = jax.random.split(jax.random.key(0), len(y))
-        state = jax.vmap(lambda y, key: diip.prepare(prior, y, key, config)[1])(y, keys)
-        return engine.Lanes(2 * y - 1, state, jnp.ones(len(y), bool))
+        y = 2 * y - 1
+        state = jax.vmap(diip.start, in_axes=(0, 0, None))(y, keys, config)
+        return engine.Lanes(y, state, jnp.ones(len(y), bool))
 
     return start(jnp.asarray(y))
 
@@ -140,7 +141,7 @@ def iterations(
     """
     # A lane that stops would cost the same, but end the chunk.
     config = config.replace(criterion="never", max_iterations=10_000)
-    lanes = [start_lanes(prior, y, config)]
+    lanes = [start_lanes(y, config)]
     if sharding is not None:
         lanes = jax.device_put(lanes, sharding)
 
@@ -167,8 +168,8 @@ def median_seconds(
     """Return the median seconds of each function over alternating runs.
 
     Each is called twice before, to compile and to settle. A pause comes before every
-    timed run: the worker threads of one library go on spinning for a while after its
-    run, and would take cores from the next.
+    timed run, so that none can meet the worker threads of another library still busy;
+    on the machine of the records it made no difference.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():

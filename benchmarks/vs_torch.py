@@ -174,7 +174,7 @@ def all_sides(
         config: the settings.
         flags: which sides are wanted.
     """
-    z = np.asarray(cases.start_lanes(prior, y, config).state.z)
+    z = np.asarray(cases.start_lanes(y, config).state.z)
 
     def ours(*, remat: str = "none", dtype: str = "float32") -> Callable[[], None]:
         changed = config.replace(remat=remat, dtype=dtype)
