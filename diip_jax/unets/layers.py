@@ -6,6 +6,7 @@ from a file: of an initial value only the shape counts, and zeros are quickest t
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+FEW = 4  # channels, below which CPUs convolve in another way
 GROUPS = 32  # every published pixel-space DDPM normalises in 32 groups
 
 Time = tuple[jax.Array, ...]  # what a residual block computes from the timestep alone
@@ -237,12 +239,10 @@ def _group_norm(
 
 
 def _group_norm_forward(x, scale, bias, epsilon, silu):
-    channels = x.shape[-1]
     mean = _group_mean(_pixel_mean(x))
-    centred = x - _to_channels(mean, channels)
-    variance = _group_mean(_pixel_mean(jnp.square(centred)))
-    rate = lax.rsqrt(variance + epsilon)
-    y = centred * (_to_channels(rate, channels) * scale) + bias
+    centred = x - mean
+    rate = lax.rsqrt(_group_mean(_pixel_mean(jnp.square(centred))) + epsilon)
+    y = centred * (rate * scale) + bias
     return y * lax.logistic(y) if silu else y, (x, mean, rate, scale, bias)
 
 
@@ -253,18 +253,16 @@ def _group_norm_backward(epsilon, silu, residuals, g):
     x is rate * (g s - <g s> - x_hat <g s x_hat>).
     """
     x, mean, rate, scale, bias = residuals
-    _, height, width, channels = x.shape
-    rates = _to_channels(rate, channels)
-    x_hat = (x - _to_channels(mean, channels)) * rates
+    _, height, width, _ = x.shape
+    x_hat = (x - mean) * rate
     if silu:
         y = x_hat * scale + bias
         rise = 1 + jnp.exp(-y)  # the sigmoid is 1 / rise
         g = g * (1 + y * (1 - 1 / rise)) / rise
-    g_bias, g_scale = _pixel_mean(g), _pixel_mean(g * x_hat)
-    offset = _to_channels(rate * _group_mean(g_bias * scale), channels)
-    tilt = _to_channels(rate * _group_mean(g_scale * scale), channels)
-    g_x = g * (rates * scale) - offset - x_hat * tilt
-    return g_x, height * width * g_scale, height * width * g_bias
+    means = jnp.concatenate([_pixel_mean(g), _pixel_mean(g * x_hat)], axis=1)
+    offset, tilt = jnp.split(rate * _group_mean(means * scale), 2, axis=1)
+    g_bias, g_scale = jnp.split(height * width * means, 2, axis=1)
+    return g * (rate * scale) - offset - x_hat * tilt, g_scale, g_bias
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
@@ -296,30 +294,20 @@ def _pixel_mean(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _group_mean(channels: jax.Array) -> jax.Array:
-    """Average the channels of each group: (N, 1, 1, C) to (N, 1, 1, G)."""
-    c = channels.shape[-1]
-    sums = jnp.einsum("nhwc,gc->nhwg", channels, _members(c), precision="highest")
-    return sums / (c // GROUPS)
+    """Give each channel its group's average: (N, 1, 1, C) to (N, 1, 1, C).
 
-
-@functools.partial(jax.jit, static_argnums=1)
-def _to_channels(groups: jax.Array, channels: int) -> jax.Array:
-    """Give each channel its group's value: (N, 1, 1, G) to (N, 1, 1, C).
-
-    A dot product, because what it gives is an array of its own: a repetition would be
-    done anew for every pixel, inside the loops that use it.
+    By dot products, because what they give is an array of its own: a repetition would
+    be done anew for every pixel, inside the loops that use it.
     """
-    members = _members(channels)
-    return jnp.einsum("nhwg,gc->nhwc", groups, members, precision="highest")
-
-
-def _members(channels: int) -> jax.Array:
-    """Return which channels each group has, (G, C) of ones and zeros."""
-    row, column = (
-        lax.broadcasted_iota(jnp.int32, (GROUPS, channels), axis) for axis in (0, 1)
+    c = channels.shape[-1]
+    group, channel = (
+        lax.broadcasted_iota(jnp.int32, (GROUPS, c), axis) for axis in (0, 1)
     )
-    size = jnp.int32(channels // GROUPS)
-    return (row == lax.div(column, size)).astype(jnp.float32)
+    members = (group == lax.div(channel, jnp.int32(c // GROUPS))).astype(jnp.float32)
+    sums = jnp.einsum("nhwc,gc->nhwg", channels, members, precision="highest")
+    return jnp.einsum(
+        "nhwg,gc->nhwc", sums / (c // GROUPS), members, precision="highest"
+    )
 
 
 @jax.custom_vjp
@@ -335,7 +323,14 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel, kernel.shape[0] // 2)
 
 
-def _convolve(
+def _convolve(x: jax.Array, kernel: jax.Array, margin: int) -> jax.Array:
+    whole = functools.partial(_convolve_whole, margin=margin)
+    if kernel.shape[-1] > FEW or kernel.shape[0] != 2 * margin + 1:
+        return whole(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_convolve_by_taps, default=whole)
+
+
+def _convolve_whole(
     x: jax.Array,
     kernel: jax.Array,
     margin: int,
@@ -350,21 +345,52 @@ def _convolve(
     )
 
 
+def _convolve_by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve x, (N, H, W, C_in), with (S, S, C_in, C_out), S odd, its size kept.
+
+    One product gives what every pixel sends to its neighbours, a sum what arrives. For
+    few outputs: a CPU convolves to 3 channels hardly faster than to 32.
+    """
+    n, height, width, c_in = x.shape
+    size, _, _, c_out = kernel.shape
+    margin = size // 2
+    sent = x @ kernel.transpose(2, 0, 1, 3).reshape(c_in, size * size * c_out)
+    sent = jnp.pad(sent, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+    sent = sent.reshape(*sent.shape[:3], size, size, c_out)
+    taps = itertools.product(range(size), repeat=2)
+    return sum(sent[:, i : i + height, j : j + width, i, j] for i, j in taps)
+
+
 def _convolve_forward(x, kernel):
     return convolve(x, kernel), (x, kernel)
 
 
 def _convolve_backward(residuals, g):
     x, kernel = residuals
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    turned = _once(kernel[::-1, ::-1].swapaxes(2, 3))
     margin = kernel.shape[0] // 2
     # The batch is contracted, so it takes the part of the channels: no loop, and the
     # compiler drops it where only the cotangent of x is asked for.
-    g_kernel = _convolve(x, g, margin, ("CHWN", "IHWO", "HWNC"))
+    g_kernel = _convolve_whole(x, g, margin, ("CHWN", "IHWO", "HWNC"))
     return _convolve(g, turned, kernel.shape[0] - 1 - margin), g_kernel
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@jax.jit
+def _once(kernel: jax.Array) -> jax.Array:
+    """Return a kernel that was made of another one, for CPUs to make it only once.
+
+    Behind a barrier it is an array of its own, which XLA takes out of the loops over
+    steps and iterations; a bare transpose stays inside. Accelerators turn kernels as
+    they read them, and need no second copy.
+    """
+
+    return lax.platform_dependent(
+        kernel, cpu=lax.optimization_barrier, default=lambda kernel: kernel
+    )
+
 
 # Doubling repeats rows, so that two of three taps fall on the same row: the weights
 # that output rows 2i and 2i + 1 give to two neighbouring rows, (2, 2, 3).
@@ -397,7 +423,7 @@ def _convolve_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernels = jnp.einsum(
         "aik,bjl,klcd->ijcabd", phases, phases, kernel, precision="highest"
     )
-    y = convolve(x, kernels.reshape(2, 2, c_in, 4 * c_out))
+    y = convolve(x, _once(kernels.reshape(2, 2, c_in, 4 * c_out)))
     y = y.reshape(n, h + 1, w + 1, 2, 2, c_out)
     rows = [
         jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], axis=3)
@@ -417,7 +443,7 @@ def _convolve_upsampled_backward(residuals, g):
         "ik,jl,klcd->ijdc", gathered, gathered, kernel, precision="highest"
     )
     g_x = lax.conv_general_dilated(
-        g, turned, (2, 2), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
+        g, _once(turned), (2, 2), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
     )
     _, pull_kernel = jax.vjp(functools.partial(_convolve_phases, x), kernel)
     return g_x, *pull_kernel(g)
@@ -444,4 +470,6 @@ def attention(qkv: jax.Array, num_heads: int, *, heads_first: bool) -> jax.Array
         q, k, v = jnp.moveaxis(qkv.reshape(n, length, num_heads, 3, head), 3, 0)
     else:
         q, k, v = jnp.moveaxis(qkv.reshape(n, length, 3, num_heads, head), 2, 0)
-    return jax.nn.dot_product_attention(q, k, v).reshape(n, length, width // 3)
+    # The gradient computes the softmax anew: kept, it would take L^2 numbers per head.
+    mix = jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)
+    return mix(q, k, v).reshape(n, length, width // 3)
