@@ -7,7 +7,7 @@ kernels. A kernel belongs to the layer of its last operation, so what the compil
 counts where the fusion ends: a normalisation that reads a sum does the sum, too. Where
 kernels overlap they share the time; "between kernels" is the time at which none ran.
 The profiler costs some microseconds for each of some thousand kernels: this tells
-shares, and `vs_torch.py` tells times.
+shares, and `vs_torch.py` tells times. Products without a path count as forward.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from diip_jax import engine, load_prior
 
 # Classes by the path of an operation in the program: the first that is found counts.
 CLASSES = {
-    "attention": r"/(qkv|proj_out)\b|BTNH|BNTS|BSNH",
+    "attention": r"/(qkv|proj_out)\b|BTNH|BNTS|BSNH|ADMUNet/.*vmap\(",
     "normalisation, activation": r"/(in_layers_0|out_layers_0|norm|out_0)\b",
     "turned kernels": r"/(in_layers_2|out_layers_3|conv|out_2|input_blocks_0_0)/"
     r"(rev|transpose|\w+,\w+,\w+->\w+)",
@@ -36,6 +36,7 @@ CLASSES = {
     "resampling": r"ADMUNet/\w+",
     "DDIM, Adam, criteria": "",
 }
+NAMELESS = "products of norms, attention"  # the compiler rewrote them, and forgot whose
 STACKS = "what a loop keeps for its gradient"
 STACKED = re.compile(r"dynamic-(update-)?slice|wrapped_broadcast")
 LAYOUT = "layout"
@@ -76,9 +77,9 @@ def _kernels(events: Iterable[Any]) -> Iterator[Kernel]:
     for name, runs in launches.items():
         if CONTAINERS.match(name):  # holds others, that are counted themselves
             continue
-        for (start, finished), end in zip(
-            sorted(runs), sorted(ends[name]), strict=True
-        ):
+        # The last end may come after the profiler stopped.
+        known = [*sorted(ends[name]), *[0.0] * len(runs)]
+        for (start, finished), end in zip(sorted(runs), known, strict=False):
             yield Kernel(name, start, max(finished, end))
 
 
@@ -127,6 +128,8 @@ def classify(name: str, path: str) -> tuple[str, bool]:
         return STACKS, backward
     if re.match(r"copy(\.|$)", name):
         return LAYOUT, backward
+    if not path and re.match(r"(dot|wrapped_reduce-window)(\.|$)", name):
+        return NAMELESS, backward
     kind = next(kind for kind, found in CLASSES.items() if re.search(found, path))
     return kind, backward
 
@@ -165,8 +168,8 @@ def main() -> None:
     config = prior.card.preset.replace(
         num_steps=flags.steps, gradient=flags.gradient, remat=flags.remat
     )
-    y = cases.pictures(1, flags.side)
     config = config.replace(criterion="never", max_iterations=10_000)
+    y = cases.pictures(1, flags.side)
     run = cases.iterations(prior, y, config, flags.iterations)
     run()
     run()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -167,3 +168,54 @@ def test_random_weights_keep_the_network_finite():
     generate = priors.generator(prior, prior.card.preset.replace(num_steps=1))
     image = jax.jit(generate)(jax.random.normal(jax.random.key(0), (16, 16, 3)))
     assert bool(np.isfinite(np.asarray(image)).all())
+
+
+def test_kernels_that_overlap_share_the_time():
+    op_times = load("op_times")
+    kernels = [
+        op_times.Kernel("a", 0, 4e9),
+        op_times.Kernel("b", 2e9, 4e9),
+        op_times.Kernel("a", 7e9, 8e9),
+    ]
+    seconds = op_times.shared_time(kernels)
+    assert seconds == pytest.approx({"a": 4, "b": 1, op_times.BETWEEN: 3})
+
+
+def test_a_kernel_lasts_until_its_end_on_another_thread():
+    op_times = load("op_times")
+
+    class Event(NamedTuple):
+        name: str
+        start_ns: float
+        duration_ns: float
+        stats: dict
+
+    events = [
+        Event("end: dot.1", 9, 0, {}),
+        Event("dot.1", 11, 3, {"hlo_op": "dot.1"}),  # the profiler missed its end
+        Event("dot.1", 2, 3, {"hlo_op": "dot.1"}),
+        Event("while.1", 0, 20, {"hlo_op": "while.1"}),
+        Event("ThunkExecutor::Execute", 0, 20, {}),
+    ]
+    kernels = list(op_times._kernels(events))
+    assert kernels == [("dot.1", 2, 9), ("dot.1", 11, 14)]
+
+
+def test_profiled_time_is_shared_out_among_the_classes(tiny_prior):
+    """All of it, to classes that the network has; no kernel is without a name."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("kernels are told apart by the names that the CPU backend gives")
+    cases, op_times = load("cases"), load("op_times")
+    y, config = cases.pictures(1, 16), tiny_prior.card.preset
+    config = config.replace(gradient="full", criterion="never", max_iterations=10_000)
+    run = cases.iterations(tiny_prior, y, config, 2)
+    run()
+    kernels = op_times.profile(run)
+    lanes = cases.start_lanes(y, config)
+    program = engine.jitted_advance().lower(tiny_prior, lanes, config, 1, 1).compile()
+    seconds = op_times.shared_time(kernels)
+    classes = op_times.by_class(seconds, op_times.paths(program.as_text()))
+    duration = 1e-9 * (max(k.end for k in kernels) - kernels[0].start)
+    assert sum(map(sum, classes.values())) == pytest.approx(duration)
+    for kind in ("convolution", "normalisation, activation"):
+        assert min(classes[kind]) > 0, kind  # forward and backward

@@ -185,19 +185,23 @@ def naive_convolve(x, kernel):
     return total
 
 
+FEW, MANY = 3, layers.FEW + 1  # channels, for which a CPU convolves differently
+
+
+@pytest.mark.parametrize("outputs", [FEW, MANY])
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
-        ((1, 4, 4, 5), 3),
-        ((3, 7, 4, 2), 1),
-        ((3, 7, 4, 2), 3),
-        ((3, 7, 4, 2), 5),
-        ((2, 1, 6, 3), 3),
+        ((1, 4, 4, MANY), 3),
+        ((3, 7, 4, FEW), 1),
+        ((3, 7, 4, FEW), 3),
+        ((3, 7, 4, MANY), 5),
+        ((2, 1, 6, MANY), 3),
     ],
 )
-def test_convolve_and_its_gradients(shape, size):
-    x, kernel = normal(*shape), normal(size, size, shape[-1], 4, seed=1)
-    g = normal(*shape[:3], 4, seed=2)
+def test_convolve_and_its_gradients(shape, size, outputs):
+    x, kernel = normal(*shape), normal(size, size, shape[-1], outputs, seed=1)
+    g = normal(*shape[:3], outputs, seed=2)
     actual = value_and_cotangents(layers.convolve, g, x, kernel)
     expected = value_and_cotangents(naive_convolve, g, x, kernel)
     for a, b in zip(actual, expected, strict=True):
@@ -219,10 +223,12 @@ def test_convolve_upsampled_and_its_gradients(shape):
         assert seeded.relative_error(a, b) < FLOAT32
 
 
-def test_convolve_in_bfloat16():
-    x, kernel = normal(2, 6, 5, 8), normal(3, 3, 8, 4, seed=1)
+@pytest.mark.parametrize("outputs", [FEW, MANY])
+def test_convolve_in_bfloat16(outputs):
+    x, kernel = normal(2, 6, 5, 8), normal(3, 3, 8, outputs, seed=1)
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    g, exact = normal(2, 6, 5, 4, seed=2), [a.astype(jnp.float32) for a in (x, kernel)]
+    g = normal(2, 6, 5, outputs, seed=2)
+    exact = [a.astype(jnp.float32) for a in (x, kernel)]
     actual = value_and_cotangents(layers.convolve, g, x, kernel)
     expected = value_and_cotangents(naive_convolve, g, *exact)
     for a, b in zip(actual, expected, strict=True):

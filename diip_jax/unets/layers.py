@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-FEW = 4  # channels, below which CPUs convolve in another way
+FEW = 6  # channels; to no more than these, CPUs convolve by taps
 GROUPS = 32  # every published pixel-space DDPM normalises in 32 groups
 
 Time = tuple[jax.Array, ...]  # what a residual block computes from the timestep alone
@@ -324,6 +324,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, margin: int) -> jax.Array:
+    """Convolve x, padded by a margin, in the way that suits shapes and platform."""
     whole = functools.partial(_convolve_whole, margin=margin)
     if kernel.shape[-1] > FEW or kernel.shape[0] != 2 * margin + 1:
         return whole(x, kernel)
@@ -354,11 +355,13 @@ def _convolve_by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
     n, height, width, c_in = x.shape
     size, _, _, c_out = kernel.shape
     margin = size // 2
-    sent = x @ kernel.transpose(2, 0, 1, 3).reshape(c_in, size * size * c_out)
+    weights = kernel.transpose(2, 0, 1, 3).reshape(c_in, size * size * c_out)
+    sent = jnp.matmul(x, weights, preferred_element_type=jnp.float32)
     sent = jnp.pad(sent, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
     sent = sent.reshape(*sent.shape[:3], size, size, c_out)
     taps = itertools.product(range(size), repeat=2)
-    return sum(sent[:, i : i + height, j : j + width, i, j] for i, j in taps)
+    received = [sent[:, i : i + height, j : j + width, i, j] for i, j in taps]
+    return functools.reduce(jnp.add, received).astype(x.dtype)
 
 
 def _convolve_forward(x, kernel):
@@ -386,7 +389,6 @@ def _once(kernel: jax.Array) -> jax.Array:
     steps and iterations; a bare transpose stays inside. Accelerators turn kernels as
     they read them, and need no second copy.
     """
-
     return lax.platform_dependent(
         kernel, cpu=lax.optimization_barrier, default=lambda kernel: kernel
     )
