@@ -259,10 +259,11 @@ def _group_norm_backward(epsilon, silu, residuals, g):
         y = x_hat * scale + bias
         rise = 1 + jnp.exp(-y)  # the sigmoid is 1 / rise
         g = g * (1 + y * (1 - 1 / rise)) / rise
-    means = jnp.concatenate([_pixel_mean(g), _pixel_mean(g * x_hat)], axis=1)
-    offset, tilt = jnp.split(rate * _group_mean(means * scale), 2, axis=1)
-    g_bias, g_scale = jnp.split(height * width * means, 2, axis=1)
-    return g * (rate * scale) - offset - x_hat * tilt, g_scale, g_bias
+    g_bias, g_scale = _pixel_mean(g), _pixel_mean(g * x_hat)
+    offset = rate * _group_mean(g_bias * scale)
+    tilt = rate * _group_mean(g_scale * scale)
+    g_x = g * (rate * scale) - offset - x_hat * tilt
+    return g_x, height * width * g_scale, height * width * g_bias
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
