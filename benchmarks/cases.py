@@ -127,6 +127,11 @@ def start_lanes(y: np.ndarray, config: DIIPConfig) -> engine.Lanes:
     return start(jnp.asarray(y))
 
 
+def endless(config: DIIPConfig) -> DIIPConfig:
+    """Return settings with which no lane stops and so ends a chunk."""
+    return config.replace(criterion="never", max_iterations=10_000)
+
+
 def iterations(
     prior: Prior,
     y: np.ndarray,
@@ -139,8 +144,7 @@ def iterations(
     They are one chunk of the engine's compiled loop, as in a restoration. A sharding is
     that of the lanes; the prior must be replicated over the same devices.
     """
-    # A lane that stops would cost the same, but end the chunk.
-    config = config.replace(criterion="never", max_iterations=10_000)
+    config = endless(config)
     lanes = [start_lanes(y, config)]
     if sharding is not None:
         lanes = jax.device_put(lanes, sharding)

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import cases
 import jax
+import numpy as np
 
-from diip_jax import engine, load_prior
+from diip_jax import DIIPConfig, Prior, engine, load_prior
 
 # Classes by the path of an operation in the program: the first that is found counts.
 CLASSES = {
@@ -149,6 +150,27 @@ def by_class(
     return {kind: (forward, backward) for kind, (forward, backward) in ordered}
 
 
+def measure(
+    prior: Prior, y: np.ndarray, config: DIIPConfig, iterations: int
+) -> dict[str, tuple[float, float]]:
+    """Return seconds forward and backward of each class, in some iterations.
+
+    Args:
+        prior: the frozen model.
+        y: degraded images, (L, H, W, 3) in [0, 1].
+        config: the settings.
+        iterations: profiled, once the program is compiled and has settled.
+    """
+    run = cases.iterations(prior, y, config, iterations)
+    run()
+    run()
+    kernels = profile(run)
+    config = cases.endless(config)
+    lanes = cases.start_lanes(y, config)
+    program = engine.jitted_advance().lower(prior, lanes, config, iterations, 1)
+    return by_class(shared_time(kernels), paths(program.compile().as_text()))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -168,16 +190,8 @@ def main() -> None:
     config = prior.card.preset.replace(
         num_steps=flags.steps, gradient=flags.gradient, remat=flags.remat
     )
-    config = config.replace(criterion="never", max_iterations=10_000)
     y = cases.pictures(1, flags.side)
-    run = cases.iterations(prior, y, config, flags.iterations)
-    run()
-    run()
-    kernels = profile(run)
-    lanes = cases.start_lanes(y, config)
-    program = engine.jitted_advance().lower(prior, lanes, config, 1, 1).compile()
-    classes = by_class(shared_time(kernels), paths(program.as_text()))
-
+    classes = measure(prior, y, config, flags.iterations)
     total = sum(map(sum, classes.values()))
     print(
         f"{flags.side}x{flags.side}, {flags.gradient}, {flags.steps} steps: "
