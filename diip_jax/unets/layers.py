@@ -297,18 +297,13 @@ def _pixel_mean(x: jax.Array) -> jax.Array:
 def _group_mean(channels: jax.Array) -> jax.Array:
     """Give each channel its group's average: (N, 1, 1, C) to (N, 1, 1, C).
 
-    By dot products, because what they give is an array of its own: a repetition would
+    By a dot product, because what it gives is an array of its own: a repetition would
     be done anew for every pixel, inside the loops that use it.
     """
     c = channels.shape[-1]
-    group, channel = (
-        lax.broadcasted_iota(jnp.int32, (GROUPS, c), axis) for axis in (0, 1)
-    )
-    members = (group == lax.div(channel, jnp.int32(c // GROUPS))).astype(jnp.float32)
-    sums = jnp.einsum("nhwc,gc->nhwg", channels, members, precision="highest")
-    return jnp.einsum(
-        "nhwg,gc->nhwc", sums / (c // GROUPS), members, precision="highest"
-    )
+    group = lax.div(jnp.arange(c), c // GROUPS)
+    shares = (group[:, None] == group).astype(jnp.float32) / (c // GROUPS)
+    return jnp.einsum("nhwc,cd->nhwd", channels, shares, precision="highest")
 
 
 @jax.custom_vjp
