@@ -203,7 +203,7 @@ def main(arguments: Sequence[str]) -> int:
     if FLAGS.version:
         print(f"diip-jax {metadata.version('diip-jax')}")
         return EXIT_OK
-    _prepare_runtime()
+    traces = _prepare_runtime()
     from checkpoints_convert.tensors import ConversionError
     from diip_jax import images, inputs, lpips_weights, prior, states, weights
 
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str]) -> int:
         (_UsageError, EXIT_USAGE),
     ]
     try:
-        return _run(patterns)
+        return _run(patterns, traces)
     except Exception as error:
         for kind, code in codes:
             if isinstance(error, kind):
@@ -347,13 +347,13 @@ def _shard() -> tuple[int, int]:
 # What it does.
 
 
-def _run(patterns: Sequence[str]) -> int:
+def _run(patterns: Sequence[str], traces: Path | None) -> int:
     """Do what the flags say and return the exit code."""
     from diip_jax import inputs, planning, prior, record
 
     many = inputs.names_many(patterns)
     _check_flags(patterns, many)
-    shard, options = _shard(), _options()
+    shard, options = _shard(), _options(traces)
     device = _device()
     loaded = prior.load(_locate_prior(FLAGS.prior))
     settings = _settings(loaded)
@@ -373,7 +373,7 @@ def _run(patterns: Sequence[str]) -> int:
     for source, reason in plan.failed:
         _report_failure(source, reason)
     if FLAGS.dry_run:
-        _describe(loaded, plan.tasks, settings)
+        _describe(loaded, plan.tasks, settings, options)
         num_done, num_failed, interrupted = len(plan.tasks), 0, False
     else:
         planning.check_writable(plan.tasks)
@@ -467,16 +467,17 @@ def _score(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _describe(prior: Any, tasks: Sequence[Any], settings: Any) -> None:
+def _describe(prior: Any, tasks: Sequence[Any], settings: Any, options: Any) -> None:
     """Print what restoring each photo would take."""
     from diip_jax import engine, planning
 
+    program = engine.jitted_advance(options.traces)
     memory: dict[tuple[int, int], int | None] = {}
     for task in tasks:
         canvas = task.layout.canvas
         if canvas not in memory:
-            size, lanes = task.layout.size, _num_lanes() or 1
-            memory[canvas] = engine.memory(prior, size, settings, lanes)
+            size, lanes = task.layout.size, options.num_lanes or 1
+            memory[canvas] = engine.memory(prior, size, settings, lanes, program)
         needed = memory[canvas]
         if not FLAGS.json:
             print(
@@ -529,11 +530,11 @@ def _settings(prior: Any) -> Any:
     return settings
 
 
-def _options() -> Any:
+def _options(traces: Path | None) -> Any:
     from diip_jax import planning
 
     chosen: dict[str, Any] = {name: FLAGS[name].value for name in OPTIONS}
-    files: dict[str, Path | None] = {}
+    files: dict[str, Path | None] = {"traces": traces}
     for name in ("reference", "lpips_weights"):
         path: str | None = FLAGS[name].value
         files[name] = Path(path) if path else None
@@ -613,8 +614,12 @@ def _gpu_is_present() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
 
 
-def _prepare_runtime() -> None:
-    """Set up JAX for a command: what a library must leave alone."""
+def _prepare_runtime() -> Path | None:
+    """Set up JAX for a command: what a library must leave alone.
+
+    Returns:
+        A folder to keep traces in, if there can be one.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     # Tracing makes a million objects, few of them garbage: looking for it every 700
@@ -631,10 +636,11 @@ def _prepare_runtime() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _say(f"warning: no cache for compiled programs: {error}; set DIIP_CACHE")
-        return
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # Everything is kept: what compiles in a moment adds up to seconds at every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return folder.with_name("traces")
 
 
 # What it says.

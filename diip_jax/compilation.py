@@ -1,8 +1,16 @@
-"""Options with which programs are compiled: speed alone, never results."""
+"""How programs are compiled and kept: speed alone, never results."""
 
 import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import jax
+from jax import export
 
 # In jaxlib 0.10 XLA's CPU backend hands convolutions to YNNPACK, which runs them on one
 # thread; without it they run on all cores. No kind of operation is to be handed over.
@@ -22,3 +30,88 @@ def compiler_options() -> dict[str, str | bool]:
     except jax.errors.JaxRuntimeError:
         return {}
     return _CPU_OPTIONS
+
+
+def kept(
+    function: Callable[..., Any],
+    folder: Path,
+    result_like: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a function to give to `jax.jit`, with its traces kept in a folder.
+
+    To trace a network and its gradient takes Python as long as XLA takes to load what
+    it once compiled for them. A trace that is found is not made again. Its name is a
+    digest of all that it depends on: this package's source, the versions of what it
+    calls, the shapes, the static settings, and those of JAX.
+
+    Args:
+        function: what to trace, for one device; of the package's own source.
+        folder: where traces are, made when needed. Where nothing can be written, a
+            warning says so.
+        result_like: of the same arguments, something of the structure of the result,
+            which traces do not hold.
+    """
+
+    @functools.wraps(function)
+    def program(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        shapes = [_shape(leaf) for leaf in leaves]
+        depends_on = [function.__qualname__, tree, *shapes, *_surroundings()]
+        path = folder / f"{_digest(repr(depends_on).encode())}.trace"
+        trace = _read(path)
+        if trace is None:
+
+            def flat(*leaves: Any) -> Any:
+                return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
+
+            trace = export.export(jax.jit(flat))(*shapes)
+            _write(path, trace)
+        result = jax.tree.structure(result_like(*args))
+        return jax.tree.unflatten(result, trace.call(*leaves))
+
+    return program
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    kind = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
+
+
+def _surroundings() -> Sequence[object]:
+    """Return what a trace depends on besides a function and its arguments."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    names = ("jax", "jaxlib", "flax", "optax")
+    settings = jax.config.values
+    return [
+        jax.default_backend(),
+        [metadata.version(name) for name in names],
+        # As attributes they are what a context manager may have set for a while.
+        [(name, getattr(jax.config, name, a)) for name, a in settings.items()],
+        [(path.name, _digest(path.read_bytes())) for path in sources],
+    ]
+
+
+def _digest(content: bytes | bytearray) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> export.Exported | None:
+    """Return a trace; None if none can be read, or it was not written whole."""
+    try:
+        digest, _, content = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if digest.decode("ascii", "replace") != _digest(content):
+        return None
+    return export.deserialize(bytearray(content))
+
+
+def _write(path: Path, trace: export.Exported) -> None:
+    content = trace.serialize()
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(_digest(content).encode() + b"\n" + content)
+        os.replace(partial, path)
+    except OSError as error:
+        warnings.warn(f"cannot keep a trace for the next start: {error}", stacklevel=2)

@@ -10,6 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from diip_jax import diip
-from diip_jax.compilation import compiler_options
+from diip_jax.compilation import compiler_options, kept
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
 
@@ -153,13 +154,19 @@ def advance(
 
 
 @functools.cache
-def jitted_advance() -> Any:
+def jitted_advance(traces: Path | None = None) -> Any:
     """Return `advance` jitted for this backend; made late, as it asks for the backend.
 
     The buffers of the lanes that it is given are reused.
+
+    Args:
+        traces: folder that keeps its traces for other processes; for one device alone.
     """
+    function = advance
+    if traces is not None:
+        function = kept(advance, traces, lambda prior, lanes, *_: (lanes, 0))
     options = compiler_options()
-    return jax.jit(advance, donate_argnames="lanes", compiler_options=options)
+    return jax.jit(function, donate_argnames="lanes", compiler_options=options)
 
 
 def run(
@@ -171,6 +178,7 @@ def run(
     chunk: int | Callable[[], int] = 10,
     sharding: jax.sharding.Sharding | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    traces: Path | None = None,
 ) -> Iterator[Report]:
     """Restore jobs, those with the same canvas together, and report every chunk.
 
@@ -187,14 +195,17 @@ def run(
             replicated over the same devices.
         should_stop: asked after every chunk; when true, unfinished jobs are reported
             as they stand and the rest is left undone.
+        traces: folder that keeps what was traced for the next process; unused where
+            there is a sharding.
     """
     config = prior.card.preset if config is None else config
+    program = jitted_advance(traces if sharding is None else None)
     queues: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
     for index, job in enumerate(jobs):
         queues[diip.canvas_size(prior, config, *job.size)].append(index)
     total = useful = 0
     for size, queue in queues.items():
-        bucket = _Bucket(prior, jobs, config, size, queue, sharding)
+        bucket = _Bucket(prior, jobs, config, size, queue, sharding, program)
         for report in bucket.run(num_lanes, chunk, should_stop):
             total += report.lane_iterations
             useful += report.useful_iterations
@@ -214,10 +225,11 @@ class _Bucket:
         size: tuple[int, int],
         queue: Sequence[int],
         sharding: jax.sharding.Sharding | None,
+        program: Any,
     ):
         self.prior, self.jobs, self.config, self.size = prior, jobs, config, size
         self.waiting = collections.deque(queue)
-        self.sharding = sharding
+        self.sharding, self.program = sharding, program
         self.num_devices = 1 if sharding is None else len(sharding.device_set)
 
     def run(
@@ -230,7 +242,8 @@ class _Bucket:
         wanted = num_lanes
         if wanted is None:
             most = min(_largest_batch(), len(self.waiting))
-            wanted = fitting_lanes(self.prior, self.size, self.config, most)
+            sought = self.prior, self.size, self.config, most
+            wanted = fitting_lanes(*sought, self.program)
         self._allocate(min(wanted, len(self.waiting)))
         failed: list[Failure] = []
         while self.waiting or self._busy():
@@ -270,7 +283,10 @@ class _Bucket:
         """Make empty lanes, a multiple of the number of devices."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
         self.owners: list[int | None] = [None] * count
-        self.lanes = _empty(self.size, self.config, count)
+        lanes = _empty(self.size, self.config, count)
+        # Committed to their device, as what a kept trace returns is: otherwise the
+        # second chunk would be compiled anew.
+        self.lanes = jax.device_put(lanes, lanes.alive.sharding)
         self.compiled = False
 
     def _refill(self) -> list[Failure]:
@@ -319,7 +335,7 @@ class _Bucket:
 
     def _timed_advance(self, length: int, min_alive: int) -> tuple[int, float]:
         began = time.perf_counter()
-        self.lanes, done = jitted_advance()(
+        self.lanes, done = self.program(
             self.prior, self.lanes, self.config, length, min_alive
         )
         return int(done), time.perf_counter() - began  # int() waits for the device
@@ -505,7 +521,11 @@ def restore_many(
 
 
 def memory(
-    prior: Prior, size: tuple[int, int], config: DIIPConfig, num_lanes: int = 1
+    prior: Prior,
+    size: tuple[int, int],
+    config: DIIPConfig,
+    num_lanes: int = 1,
+    program: Any = None,
 ) -> int | None:
     """Return the bytes that restoring images of this size takes on the device.
 
@@ -517,11 +537,16 @@ def memory(
         size: height and width of the images.
         config: the settings.
         num_lanes: images restored at the same time.
+        program: what advances the lanes; `jitted_advance()` if None.
     """
     side = diip.canvas_size(prior, config, *size)
-    lanes = jax.eval_shape(lambda c: _empty(side, c, num_lanes), config)
-    program = jitted_advance().lower(prior, lanes, config, 0, 0).compile()
-    plan = program.memory_analysis()
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    lanes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device),
+        jax.eval_shape(lambda c: _empty(side, c, num_lanes), config),
+    )
+    program = jitted_advance() if program is None else program
+    plan = program.lower(prior, lanes, config, 0, 0).compile().memory_analysis()
     if plan is None:
         return None
     used = plan.argument_size_in_bytes + plan.output_size_in_bytes
@@ -529,16 +554,20 @@ def memory(
 
 
 def fitting_lanes(
-    prior: Prior, size: tuple[int, int], config: DIIPConfig, most: int
+    prior: Prior,
+    size: tuple[int, int],
+    config: DIIPConfig,
+    most: int,
+    program: Any = None,
 ) -> int:
     """Return how many images of this size fit the device at once, at least 1.
 
-    Halves from `most` until the compiled program's memory is under nine tenths of what
-    the device has.
+    Halves from `most` until the compiled program's memory, as `memory` says it, is
+    under nine tenths of what the device has.
     """
     available = _available_bytes()
     while most > 1 and available is not None:
-        needed = memory(prior, size, config, most)
+        needed = memory(prior, size, config, most, program)
         if needed is None or needed <= 0.9 * available:
             break
         most //= 2

@@ -129,6 +129,7 @@ def restore_files(
         chunk=lambda: _chunk(run, pace),
         sharding=sharding,
         should_stop=should_stop,
+        traces=options.traces,
     )
     for report in reports:
         pace = report.seconds / report.iterations if report.iterations else pace

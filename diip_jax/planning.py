@@ -34,6 +34,7 @@ class Options:
             of its name.
         lpips: network of LPIPS, one of `diip_jax.lpips.NETWORKS`.
         lpips_weights: file of its weights; None for those of the extra [lpips].
+        traces: folder that keeps traced programs for the next start, if any.
     """
 
     output: str | None = None
@@ -49,6 +50,7 @@ class Options:
     reference: Path | None = None
     lpips: str = "alex"
     lpips_weights: Path | None = None
+    traces: Path | None = None
 
 
 class Task(NamedTuple):

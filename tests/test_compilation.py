@@ -66,3 +66,82 @@ def test_cpus_turn_kernels_outside_of_loops(convolve):
     assert "convolution(" in loop.group()
     assert made.search(entry)
     assert not made.search(loop.group())
+
+
+# Traces
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """Return a function that makes a jitted one anew, and what its tracings saw."""
+    seen = []
+
+    def scale(x, factors):
+        seen.append(x.shape)
+        return {"product": x * factors["a"] + factors["b"]}, x.sum()
+
+    def make(folder=tmp_path / "traces"):
+        def like(x, factors):
+            return {"product": 0}, 0
+
+        return jax.jit(compilation.kept(scale, folder, like))
+
+    return make, seen
+
+
+FACTORS = {"a": np.float32(3), "b": 2.0}
+
+
+def test_a_trace_serves_functions_jitted_anew(scaled):
+    make, seen = scaled
+    x = np.arange(4, dtype=np.float32)
+    for _ in range(2):
+        result, total = make()(x, FACTORS)
+        np.testing.assert_array_equal(result["product"], 3 * x + 2)
+        assert total == 6
+    assert seen == [(4,)]
+
+
+def test_other_shapes_and_structures_are_other_traces(scaled):
+    make, seen = scaled
+    make()(np.ones(4, np.float32), FACTORS)
+    make()(np.ones(5, np.float32), FACTORS)
+    make()(np.ones(4, np.int32), FACTORS)
+    make()(np.ones(4, np.float32), {**FACTORS, "c": 1})
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("change", ["source", "version", "setting"])
+def test_what_a_trace_depends_on_makes_another(scaled, monkeypatch, change, tmp_path):
+    make, seen = scaled
+    make()(np.ones(4, np.float32), FACTORS)
+    if change == "source":
+        (tmp_path / "compilation.py").write_text("# another version of the package\n")
+        monkeypatch.setattr(compilation, "__file__", str(tmp_path / "compilation.py"))
+    if change == "version":
+        monkeypatch.setattr(compilation.metadata, "version", lambda name: f"{name} 9")
+    precision = "highest" if change == "setting" else None
+    with jax.default_matmul_precision(precision):
+        make()(np.ones(4, np.float32), FACTORS)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_trace_cut_short_is_made_again(scaled, tmp_path, keep):
+    make, seen = scaled
+    make()(np.ones(4, np.float32), FACTORS)
+    (trace,) = (tmp_path / "traces").iterdir()
+    whole = trace.read_bytes()
+    trace.write_bytes(whole[:keep])
+    make()(np.ones(4, np.float32), FACTORS)
+    assert len(seen) == 2
+    assert trace.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(scaled, tmp_path):
+    make, _ = scaled
+    (tmp_path / "file").write_text("")
+    program = make(tmp_path / "file" / "traces")
+    with pytest.warns(UserWarning, match="cannot keep a trace"):
+        result, _ = program(np.ones(4, np.float32), FACTORS)
+    np.testing.assert_array_equal(result["product"], np.full(4, 5))

@@ -107,8 +107,13 @@ def test_vmap_agrees_with_images_alone(tiny_prior, key, alone, restore_vmap):
         check_same(jax.tree.map(lambda a, n=lane: a[n], both), alone[i])
 
 
-def test_other_pictures_numbers_and_chunks_compile_nothing(tiny_prior, key):
+@pytest.mark.parametrize("keep_traces", [False, True])
+def test_other_pictures_numbers_and_chunks_compile_nothing(
+    tiny_prior, key, tmp_path, keep_traces
+):
     compiled = []
+    traces = tmp_path if keep_traces else None
+    options = {"num_lanes": 1, "traces": traces}
 
     def count(event, *_, **__):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -118,14 +123,35 @@ def test_other_pictures_numbers_and_chunks_compile_nothing(tiny_prior, key):
     other = LONG.replace(learning_rate=2e-3, k_min=900)
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        engine.restore_many(tiny_prior, first, key, LONG, num_lanes=1, chunk=7)
+        engine.restore_many(tiny_prior, first, key, LONG, chunk=7, **options)
         assert compiled
         compiled.clear()
         second, key = [1 - y for y in first], jax.random.key(8)
-        engine.restore_many(tiny_prior, second, key, other, num_lanes=1, chunk=5)
+        engine.restore_many(tiny_prior, second, key, other, chunk=5, **options)
         assert not compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_a_kept_trace_is_not_made_again_and_gives_the_same(
+    tiny_prior, key, alone, tmp_path, monkeypatch
+):
+    def restore():
+        options = {"num_lanes": None, "chunk": 7, "traces": tmp_path}
+        return engine.restore_many(tiny_prior, images()[:2], key, CONFIG, **options)
+
+    first = restore()
+    assert len(list(tmp_path.iterdir())) == 2  # for two lanes, then for one
+    jax.clear_caches()  # as in another process
+    engine.jitted_advance.cache_clear()
+
+    def never(*_):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(engine.diip, "generator", never)
+    for again, before, expected in zip(restore(), first, alone, strict=False):
+        chex.assert_trees_all_equal(again, before)
+        check_same(again, expected)
 
 
 def test_order_of_the_images_does_not_matter(tiny_prior, key, alone):
@@ -295,7 +321,7 @@ def test_nothing_to_do(tiny_prior, key):
 
 
 def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
-    monkeypatch.setattr(engine, "memory", lambda prior, size, config, n: 10 * n)
+    monkeypatch.setattr(engine, "memory", lambda *args: 10 * args[3])
     monkeypatch.setattr(engine, "_available_bytes", lambda: 50)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 45 < 80
     monkeypatch.setattr(engine, "_available_bytes", lambda: 1)
@@ -314,7 +340,7 @@ def room_for_one(monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return advance(prior, lanes, *args)
 
-    monkeypatch.setattr(engine, "jitted_advance", lambda: small)
+    monkeypatch.setattr(engine, "jitted_advance", lambda _: small)
     monkeypatch.setattr(engine, "fitting_lanes", lambda *args: 2)
 
 
