@@ -439,7 +439,9 @@ def torch_losses(model, y, z, learning_rate, num_steps, gradient, count):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("gradient", ["full", "frozen"])
+@pytest.mark.parametrize(
+    "gradient", ["full", pytest.param("frozen", marks=pytest.mark.slow)]
+)
 def test_fifty_iterations_match_pytorch(gradient, shared, monkeypatch):
     """Same natural64, z and y: the losses may part by 0.1 % at most, at any iteration.
 

@@ -137,11 +137,11 @@ def test_a_kept_trace_is_not_made_again_and_gives_the_same(
     tiny_prior, key, alone, tmp_path, monkeypatch
 ):
     def restore():
-        options = {"num_lanes": None, "chunk": 7, "traces": tmp_path}
+        options = {"chunk": 7, "traces": tmp_path}
         return engine.restore_many(tiny_prior, images()[:2], key, CONFIG, **options)
 
     first = restore()
-    assert len(list(tmp_path.iterdir())) == 2  # for two lanes, then for one
+    assert len(list(tmp_path.iterdir())) == 1
     jax.clear_caches()  # as in another process
     engine.jitted_advance.cache_clear()
 

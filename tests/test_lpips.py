@@ -108,7 +108,9 @@ def test_a_distance(network):
     assert 0 < nearer < there
 
 
-@pytest.mark.parametrize("network", lpips.NETWORKS)
+@pytest.mark.parametrize(
+    "network", ["alex", pytest.param("vgg", marks=pytest.mark.slow)]
+)
 def test_the_smallest_side_is_the_smallest(network):
     x, y = pair(40, 40)
     side = lpips.SMALLEST_SIDE[network]

@@ -70,6 +70,7 @@ def test_one_window_is_the_prior_itself(tiny_prior, key):
     np.testing.assert_allclose(one, whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_depends_on_the_tile_not_on_the_picture(tiny_prior):
     config = tiny_prior.card.preset.replace(
         tile=16, tile_overlap=4, remat="step", max_iterations=3
