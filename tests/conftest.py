@@ -13,6 +13,10 @@ from diip_jax.prior import Prior
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photos and PyTorch priors, where they are present
 
+# Most of a test's time is the compilation of what it runs once. This leaves out the last
+# part of it, LLVM's; the commands that tests start compile as they always do.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture
 def key() -> jax.Array:
