@@ -1,5 +1,6 @@
 """Fixtures: a key, a tiny prior with random weights, stricter JAX where it fits."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from diip_jax.prior import Prior
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photos and PyTorch priors, where they are present
 
-# Most of a test's time is the compilation of what it runs once. This leaves out the last
-# part of it, LLVM's; the commands that tests start compile as they always do.
+# Most of a test's time is the compilation of what it runs once. This leaves out its
+# last part, LLVM's, here and in the processes that tests start: their results are
+# compared bit by bit.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture
