@@ -1,5 +1,6 @@
 """How programs are compiled and kept: speed alone, never results."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -114,4 +115,6 @@ def _write(path: Path, trace: export.Exported) -> None:
         partial.write_bytes(_digest(content).encode() + b"\n" + content)
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            partial.unlink()
         warnings.warn(f"cannot keep a trace for the next start: {error}", stacklevel=2)

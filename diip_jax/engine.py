@@ -242,8 +242,9 @@ class _Bucket:
         wanted = num_lanes
         if wanted is None:
             most = min(_largest_batch(), len(self.waiting))
-            sought = self.prior, self.size, self.config, most
-            wanted = fitting_lanes(*sought, self.program)
+            wanted = fitting_lanes(
+                self.prior, self.size, self.config, most, self.program
+            )
         self._allocate(min(wanted, len(self.waiting)))
         failed: list[Failure] = []
         while self.waiting or self._busy():

@@ -145,3 +145,13 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(scaled, tmp_path):
     with pytest.warns(UserWarning, match="cannot keep a trace"):
         result, _ = program(np.ones(4, np.float32), FACTORS)
     np.testing.assert_array_equal(result["product"], np.full(4, 5))
+
+
+def test_a_trace_that_cannot_be_written_leaves_nothing(scaled, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(compilation.os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        scaled[0]()(np.ones(4, np.float32), FACTORS)
+    assert list((tmp_path / "traces").iterdir()) == []

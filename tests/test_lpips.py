@@ -109,7 +109,11 @@ def test_a_distance(network):
 
 
 @pytest.mark.parametrize(
-    "network", ["alex", pytest.param("vgg", marks=pytest.mark.slow)]
+    "network",
+    [
+        pytest.param(network, marks=pytest.mark.slow if network == "vgg" else ())
+        for network in lpips.NETWORKS
+    ],
 )
 def test_the_smallest_side_is_the_smallest(network):
     x, y = pair(40, 40)
