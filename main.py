@@ -204,8 +204,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"diip-jax {metadata.version('diip-jax')}")
         return EXIT_OK
     traces = _prepare_runtime()
+    from checkpoints_convert import download as weights
     from checkpoints_convert.tensors import ConversionError
-    from diip_jax import images, inputs, lpips_weights, prior, states, weights
+    from diip_jax import images, prior
+    from diip_jax.metrics import lpips_weights
+    from diip_jax.photos import find as inputs
+    from diip_jax.photos import resume as states
 
     codes: list[tuple[type[Exception], int]] = [
         (_DeviceError, EXIT_DEVICE),
@@ -349,7 +353,10 @@ def _shard() -> tuple[int, int]:
 
 def _run(patterns: Sequence[str], traces: Path | None) -> int:
     """Do what the flags say and return the exit code."""
-    from diip_jax import inputs, planning, prior, record
+    from diip_jax import prior
+    from diip_jax.photos import find as inputs
+    from diip_jax.photos import plan as planning
+    from diip_jax.photos import record
 
     many = inputs.names_many(patterns)
     _check_flags(patterns, many)
@@ -395,7 +402,8 @@ def _work(prior: Any, plan: Any, settings: Any, options: Any) -> tuple[int, int,
     Returns:
         How many were restored, how many failed, and whether Ctrl-C cut it short.
     """
-    from diip_jax import console, files
+    from diip_jax.photos import run as files
+    from diip_jax.photos import terminal as console
 
     num_done = num_failed = num_interrupted = 0
     if not plan.tasks:
@@ -469,7 +477,8 @@ def _score(value: float | None, digits: int = 2) -> str:
 
 def _describe(prior: Any, tasks: Sequence[Any], settings: Any, options: Any) -> None:
     """Print what restoring each photo would take."""
-    from diip_jax import engine, planning
+    from diip_jax import engine
+    from diip_jax.photos import plan as planning
 
     program = engine.jitted_advance(options.traces)
     memory: dict[tuple[int, int], int | None] = {}
@@ -499,7 +508,7 @@ def _describe(prior: Any, tasks: Sequence[Any], settings: Any, options: Any) -> 
 
 def _plan_line(task: Any, settings: Any) -> str:
     """Tell what is to be done to a photo."""
-    from diip_jax import planning
+    from diip_jax.photos import plan as planning
 
     size, canvas = (
         "x".join(map(str, reversed(side))) for side in (task.size, task.layout.canvas)
@@ -515,7 +524,8 @@ def _plan_line(task: Any, settings: Any) -> str:
 
 
 def _settings(prior: Any) -> Any:
-    from diip_jax import config, diip, sizing
+    from diip_jax import config, diip
+    from diip_jax.photos import sizing
 
     preset = config.PAPER if FLAGS.preset == "paper" else prior.card.preset
     values: dict[str, Any] = {name: FLAGS[name].value for name in SETTINGS}
@@ -531,7 +541,7 @@ def _settings(prior: Any) -> Any:
 
 
 def _options(traces: Path | None) -> Any:
-    from diip_jax import planning
+    from diip_jax.photos import plan as planning
 
     chosen: dict[str, Any] = {name: FLAGS[name].value for name in OPTIONS}
     files: dict[str, Path | None] = {"traces": traces}
@@ -549,7 +559,8 @@ def _locate_prior(name: str) -> Path:
         WeightsError: it is out of reach.
         ConversionError: it cannot be converted.
     """
-    from diip_jax import prior, weights
+    from checkpoints_convert import download as weights
+    from diip_jax import prior
 
     try:
         return prior.locate(name)
@@ -627,7 +638,7 @@ def _prepare_runtime() -> Path | None:
     gc.set_threshold(200_000)
     import jax
 
-    from diip_jax import weights
+    from checkpoints_convert import download as weights
 
     if FLAGS.verbose > 1:
         jax.config.update("jax_log_compiles", True)
@@ -647,7 +658,7 @@ def _prepare_runtime() -> Path | None:
 
 
 def _say(text: str) -> None:
-    from diip_jax import console
+    from diip_jax.photos import terminal as console
 
     if not FLAGS.quiet:
         console.say(text)
@@ -664,14 +675,15 @@ def _fail(code: int, message: object) -> int:
 
 
 def _report_failure(source: Path, reason: str) -> None:
-    from diip_jax import console, record
+    from diip_jax.photos import record
+    from diip_jax.photos import terminal as console
 
     console.say(f"error: {reason}")
     _emit(record.failure(source, reason, EXIT_FILE))
 
 
 def _short_record(status: str, source: Path, output: Path) -> dict[str, Any]:
-    from diip_jax import record
+    from diip_jax.photos import record
 
     paths = {"input": {"path": str(source)}, "output": {"path": str(output)}}
     return {"schema": record.SCHEMA, "status": status, **paths}

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diip_jax import diip, engine, record
+from diip_jax import diip, engine
 from diip_jax import prior as priors
 from diip_jax.config import PAPER, DIIPConfig
+from diip_jax.photos import record
 from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 from diip_jax.unets.adm import ADMConfig

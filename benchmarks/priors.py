@@ -21,7 +21,8 @@ import cases
 import jax
 import jax.numpy as jnp
 
-from diip_jax import PAPER, engine, weights
+from checkpoints_convert import download as weights
+from diip_jax import PAPER, engine
 from diip_jax import prior as priors
 from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule

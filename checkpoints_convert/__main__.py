@@ -79,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     if sum(chosen) != 1 or (given.input is None) != (given.output is None):
         grammar.error("give INPUT and OUTPUT, or --download NAME, or --list")
 
+    from checkpoints_convert import download as weights
     from checkpoints_convert.tensors import ConversionError, FactsError
-    from diip_jax import weights
 
     try:
         return _run(given)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from checkpoints_convert import convert, store
-    from diip_jax import weights
+    from checkpoints_convert import download as weights
 
     if given.list:
         print(weights.table())

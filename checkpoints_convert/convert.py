@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import ddim, diffusers, facts, foreign, guided_diffusion
-from checkpoints_convert.facts import Description
+from checkpoints_convert import ddim, diffusers, foreign, guided_diffusion
+from checkpoints_convert import registry as facts
 from checkpoints_convert.reader import open_tensors
+from checkpoints_convert.registry import Description
 from checkpoints_convert.tensors import (
     ConversionError,
     FactsError,

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from checkpoints_convert import download as weights
 from checkpoints_convert.convert import Request, convert
 from checkpoints_convert.tensors import FactsError
 from diip_jax import prior as priors
-from diip_jax import weights
 from diip_jax.prior import Prior, PriorError
 
 

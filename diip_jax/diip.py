@@ -19,7 +19,7 @@ from diip_jax import canvas, ddim, stopping, tiling
 from diip_jax import prior as priors
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
-from diip_jax.sharpness import laplacian_variance
+from diip_jax.signals import laplacian_variance
 
 KEPT_FEATURES = 6 * 2**20  # of the first level; about 1.2 GB of float32 features
 SMALLEST_SIDE = 8  # pixels; below it there is nothing to restore

@@ -11,7 +11,8 @@ import pytest
 import seeded
 from conftest import ROOT
 
-from diip_jax import diip, engine, weights
+from checkpoints_convert import download as weights
+from diip_jax import diip, engine
 from diip_jax import prior as priors
 
 FOLDER = ROOT / "benchmarks"

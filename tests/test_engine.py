@@ -452,7 +452,9 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
             **os.environ,
             "XLA_FLAGS": flags.strip(),
             "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(here)]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), str(here), str(here / "helpers")]
+            ),
         },
         capture_output=True,
         text=True,

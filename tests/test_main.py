@@ -29,8 +29,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import main
-from diip_jax import console, diip, engine, images, inputs, restore, weights
+from checkpoints_convert import download as weights
+from diip_jax import diip, engine, images, restore
 from diip_jax import prior as priors
+from diip_jax.photos import find as inputs
+from diip_jax.photos import terminal as console
 
 ROOT = Path(__file__).parents[1]
 SIZE = (24, 24)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from diip_jax import weights
-from diip_jax.weights import Checkpoint, HubFile, WeightsError
+from checkpoints_convert import download as weights
+from checkpoints_convert.download import Checkpoint, HubFile, WeightsError
 
 pytest.importorskip("pooch")
 pytest.importorskip("huggingface_hub")
@@ -631,7 +631,8 @@ def start_fetch(checkpoint, cache, **environment):
         import json, sys
         from pathlib import Path
         from diip_jax.schedule import Schedule
-        from diip_jax.weights import Checkpoint, HubFile, WeightsError, fetch
+        from checkpoints_convert.download import Checkpoint, HubFile
+        from checkpoints_convert.download import WeightsError, fetch
         cache, checkpoint, notices = Path(sys.argv[1]), eval(sys.argv[2]), []
         try:
             got = fetch(checkpoint, cache=cache, progress=False, notify=notices.append)
@@ -645,7 +646,7 @@ def start_fetch(checkpoint, cache, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=os.environ | environment,
     )
 

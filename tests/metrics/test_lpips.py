@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import lpips, lpips_weights, metrics, scoring
-from diip_jax.lpips_weights import LPIPSError
+from diip_jax import metrics
+from diip_jax.metrics import lpips, lpips_weights
+from diip_jax.metrics.lpips_weights import LPIPSError
+from diip_jax.photos import reference as scoring
 
 # float32 sums of some thousand terms in another order, through up to 13 layers.
 TOLERANCE = 1e-5

@@ -238,8 +238,8 @@ def run_child(start: int, count: int) -> int:
         [sys.executable, "-W", "error", str(here), str(start), str(count)],
         capture_output=True,
         text=True,
-        cwd=here.parents[1],
-        env={"PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1"},
+        cwd=here.parents[2],
+        env={"PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     last = done.stdout.splitlines()[-1:] or ["nothing"]

@@ -6,7 +6,7 @@ Run from the repository root with torch installed: `python tests/make_torch_file
 import collections
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def contents() -> dict:

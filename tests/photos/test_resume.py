@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import engine, states
-from diip_jax.states import StateError
+from diip_jax import engine
+from diip_jax.photos import resume as states
+from diip_jax.photos.resume import StateError
 
 SIZE = (16, 16)
 CONFIG = seeded.PRESET.replace(criterion="never", max_iterations=12)

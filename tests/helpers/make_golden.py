@@ -13,7 +13,7 @@ import seeded
 import test_adm
 import test_ddim
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def ddim() -> dict[str, np.ndarray]:

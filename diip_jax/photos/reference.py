@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import lpips, lpips_weights, metrics
-from diip_jax.lpips import Weights
+from diip_jax import metrics
+from diip_jax.metrics import lpips, lpips_weights
+from diip_jax.metrics.lpips import Weights
 
 
 class Judge(NamedTuple):

@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from checkpoints_convert import download as weights
 from checkpoints_convert.tensors import ConversionError
-from diip_jax import weights
 from diip_jax.config import PAPER, DIIPConfig
 
 

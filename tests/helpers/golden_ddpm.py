@@ -18,7 +18,7 @@ import test_adm
 from diip_jax import prior as priors
 from diip_jax.unets.ddpm import DDPMConfig
 
-GOLDEN = Path(__file__).parent / "golden" / "ddpm.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "ddpm.npz"
 TIMESTEP = 333.0
 
 # config.json of google/ddpm-cifar10-32 and google/ddpm-celebahq-256, without the width.

@@ -9,21 +9,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import (
-    engine,
-    images,
-    metrics,
-    oracle,
-    planning,
-    record,
-    scoring,
-    sizing,
-    states,
-)
+from diip_jax import engine, images, metrics
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState, Restoration
 from diip_jax.images import ImageError, Photo
-from diip_jax.planning import Options, Task
+from diip_jax.photos import (
+    oracle,
+    record,
+    sizing,
+)
+from diip_jax.photos import (
+    plan as planning,
+)
+from diip_jax.photos import (
+    reference as scoring,
+)
+from diip_jax.photos import (
+    resume as states,
+)
+from diip_jax.photos.plan import Options, Task
 from diip_jax.prior import Prior
 
 # Between two reports, which is when Ctrl-C is heard. Every chunk takes fresh memory,

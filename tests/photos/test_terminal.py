@@ -10,9 +10,9 @@ import types
 import pytest
 import seeded
 
-from diip_jax import console
 from diip_jax.engine import LaneReport
-from diip_jax.files import Progress
+from diip_jax.photos import terminal as console
+from diip_jax.photos.run import Progress
 
 CONFIG = seeded.PRESET.replace(max_iterations=40, epsilon=5e-4)
 

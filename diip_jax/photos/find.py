@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diip_jax import record
 from diip_jax.images import READABLE_SUFFIXES
+from diip_jax.photos import record
 
 STANDARD = "-"  # names standard input, and standard output
 JUNK = frozenset({"thumbs.db", "desktop.ini"})

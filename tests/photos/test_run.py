@@ -15,11 +15,24 @@ import pytest
 import seeded
 from PIL import Image
 
-from diip_jax import engine, files, images, inputs, metrics, planning, record, sizing
-from diip_jax.files import Outcome, Progress
+from diip_jax import engine, images, metrics
 from diip_jax.images import ImageError
-from diip_jax.inputs import OutputError
-from diip_jax.planning import Options
+from diip_jax.photos import (
+    find as inputs,
+)
+from diip_jax.photos import (
+    plan as planning,
+)
+from diip_jax.photos import (
+    record,
+    sizing,
+)
+from diip_jax.photos import (
+    run as files,
+)
+from diip_jax.photos.find import OutputError
+from diip_jax.photos.plan import Options
+from diip_jax.photos.run import Outcome, Progress
 
 SIZE = (24, 24)
 # Stops long before its budget, by the sharpness, and returns an earlier iterate.

@@ -41,16 +41,16 @@ from checkpoints_convert import (
     guided_diffusion,
     reader,
 )
+from checkpoints_convert import download as weights
 from checkpoints_convert.convert import Request
 from checkpoints_convert.tensors import ConversionError, FactsError, LazyTensor
 from diip_jax import prior as priors
-from diip_jax import weights
 from diip_jax.schedule import Schedule
 from diip_jax.unets import layers
 from diip_jax.unets.adm import ADMUNet
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parents[1] / "golden"
 FORWARD = 1e-5  # as in test_adm.py and test_ddpm.py
 NOTICED = 1e-3
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from diip_jax import images, inputs, record, sizing
+from diip_jax import images
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
+from diip_jax.photos import find as inputs
+from diip_jax.photos import record, sizing
 from diip_jax.prior import Prior
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import record
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import ImageError
+from diip_jax.photos import record
 
 CONFIG = seeded.PRESET.replace(max_iterations=12)
 

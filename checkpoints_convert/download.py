@@ -97,7 +97,7 @@ class Fetched:
 
 def registry() -> Mapping[str, Checkpoint]:
     """Return the known checkpoints by name, in the order of the data file."""
-    file = importlib.resources.files("diip_jax") / "registry.toml"
+    file = importlib.resources.files("checkpoints_convert") / "registry.toml"
     rows = tomllib.loads(file.read_text(encoding="utf-8"))
     return {name: _checkpoint(name, row) for name, row in rows.items()}
 

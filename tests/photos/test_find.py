@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diip_jax import inputs
-from diip_jax.inputs import InputError, OutputError, Source
+from diip_jax.photos import find as inputs
+from diip_jax.photos.find import InputError, OutputError, Source
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import diip, engine, oracle
+from diip_jax import diip, engine
 from diip_jax.diip import StopReason
+from diip_jax.photos import oracle
 
 # Stops long before its budget, by the sharpness, and returns an earlier iterate.
 CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)

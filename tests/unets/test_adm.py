@@ -19,7 +19,7 @@ import seeded
 from diip_jax import prior as priors
 from diip_jax.unets.adm import ADMConfig, ADMUNet
 
-GOLDEN = Path(__file__).parent / "golden" / "adm.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "adm.npz"
 TIMESTEP = 333.0
 
 # float32 sums of about 1000 terms in another order, through some 20 layers.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diip_jax.sharpness import laplacian_variance
+from diip_jax.signals import laplacian_variance
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 

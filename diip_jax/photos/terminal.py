@@ -10,7 +10,7 @@ import time
 from tqdm import tqdm
 
 from diip_jax.config import DIIPConfig
-from diip_jax.files import Progress
+from diip_jax.photos.run import Progress
 
 SECONDS_BETWEEN_LINES = 30
 EXIT_INTERRUPTED = 130

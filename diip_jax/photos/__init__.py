@@ -1,0 +1,1 @@
+"""The command's work on photos: find, plan, run, tell."""

@@ -1,0 +1,1 @@
+"""What tests share: seeded weights, transcriptions, partners in other libraries."""
