@@ -575,10 +575,11 @@ def _locate_prior(name: str) -> Path:
                 f"{error}; `python -m checkpoints_convert --list` names public ones"
             ) from error
     from checkpoints_convert import store
+    from diip_jax import storage
 
     return store.obtain(
         name,
-        cache=weights.cache_dir(),
+        cache=storage.cache_dir(),
         offline=FLAGS.offline,
         progress=FLAGS.progress and not FLAGS.quiet,
         notify=_say,
@@ -638,11 +639,11 @@ def _prepare_runtime() -> Path | None:
     gc.set_threshold(200_000)
     import jax
 
-    from checkpoints_convert import download as weights
+    from diip_jax import storage
 
     if FLAGS.verbose > 1:
         jax.config.update("jax_log_compiles", True)
-    folder = weights.cache_dir() / "xla"
+    folder = storage.cache_dir() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -97,12 +97,13 @@ def main(arguments: Sequence[str]) -> int:
 def _run(given: argparse.Namespace) -> int:
     from checkpoints_convert import convert, store
     from checkpoints_convert import download as weights
+    from diip_jax import storage
 
     if given.list:
         print(weights.table())
         return EXIT_OK
     if given.download is not None:
-        cache = weights.cache_dir()
+        cache = storage.cache_dir()
         folder = store.obtain(
             given.download, cache=cache, offline=given.offline, notify=_say
         )

@@ -21,11 +21,11 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from diip_jax import storage
 from diip_jax.schedule import Schedule
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")  # beside a diffusers file
@@ -147,15 +147,6 @@ def _table_row(c: Checkpoint) -> tuple[str, ...]:
 # Fetching
 
 
-def cache_dir() -> Path:
-    """Return the folder for downloads: $DIIP_CACHE or the platform's cache folder."""
-    if chosen := os.environ.get("DIIP_CACHE"):
-        return Path(chosen).expanduser()
-    default = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    variable = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
-    return Path(os.environ.get(variable) or default).expanduser() / "diip_jax"
-
-
 def fetch(
     checkpoint: Checkpoint,
     *,
@@ -168,7 +159,7 @@ def fetch(
 
     Args:
         checkpoint: a row of the registry, or one built by hand.
-        cache: the folder of all downloads, usually `cache_dir()`.
+        cache: the folder of all downloads, usually `storage.cache_dir()`.
         offline: never touch the network.
         progress: show a progress bar on stderr.
         notify: receives one-line messages: the licence before a download, a hash
@@ -233,29 +224,35 @@ def _download(
         f"{checkpoint.training_data}; published by {checkpoint.source}"
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    storage.sweep(folder.parent)
     failures, handled = [], sys.exception()  # the caller may be handling an error
     for address, source in sources:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temp:
-            partial = Path(temp) / checkpoint.name
-            partial.mkdir()
-            try:
-                source(checkpoint, partial / checkpoint.file)
-                records = _verify(checkpoint, partial, lock)
-            except Exception as error:  # the libraries share no base class
-                failures.append(f"{address}: {_reason(error, handled)}")
-                notify(f"{checkpoint.name}: {failures[-1]}")
-                continue
-            _move(partial, folder)
-            return records
+        try:
+            with storage.replacing(folder) as partial:
+                return _obtain(checkpoint, source, partial, lock, handled)
+        except _SourceError as error:
+            failures.append(f"{address}: {error}")
+            notify(f"{checkpoint.name}: {failures[-1]}")
     raise _unavailable(checkpoint, f"no source gave it: {'; '.join(failures)}")
 
 
-def _move(partial: Path, folder: Path) -> None:
+class _SourceError(RuntimeError):
+    """A source did not give the right files; the next one is tried."""
+
+
+def _obtain(
+    checkpoint: Checkpoint,
+    source: Source,
+    partial: Path,
+    lock: Mapping,
+    handled: BaseException | None,
+) -> Records:
+    """Put a source's files into a folder and verify them, or raise _SourceError."""
     try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.exists():  # it exists where another run was faster
-            raise
+        source(checkpoint, partial / checkpoint.file)
+        return _verify(checkpoint, partial, lock)
+    except Exception as error:  # the libraries share no base class
+        raise _SourceError(_reason(error, handled)) from error
 
 
 def _reason(error: BaseException, handled: BaseException | None) -> str:
@@ -461,7 +458,5 @@ def _read_lock(cache: Path) -> dict[str, Records]:
 
 
 def _write_lock(cache: Path, lock: Mapping) -> None:
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as temp:
-        path = Path(temp) / LOCK
-        path.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n")
-        path.replace(cache / LOCK)  # a reader never sees half a file
+    text = json.dumps(lock, indent=1, sort_keys=True) + "\n"
+    storage.write_bytes(cache / LOCK, text.encode())

@@ -1,9 +1,7 @@
 """How programs are compiled and kept: speed alone, never results."""
 
-import contextlib
 import functools
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -12,6 +10,8 @@ from typing import Any
 
 import jax
 from jax import export
+
+from diip_jax import storage
 
 # In jaxlib 0.10 XLA's CPU backend hands convolutions to YNNPACK, which runs them on one
 # thread; without it they run on all cores. No kind of operation is to be handed over.
@@ -109,12 +109,9 @@ def _read(path: Path) -> export.Exported | None:
 
 def _write(path: Path, trace: export.Exported) -> None:
     content = trace.serialize()
-    partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(_digest(content).encode() + b"\n" + content)
-        os.replace(partial, path)
+        storage.sweep(path.parent)
+        storage.write_bytes(path, _digest(content).encode() + b"\n" + content)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            partial.unlink()
         warnings.warn(f"cannot keep a trace for the next start: {error}", stacklevel=2)

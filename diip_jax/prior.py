@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from diip_jax import ddim
+from diip_jax import ddim, storage
 from diip_jax.config import PAPER, DIIPConfig
 from diip_jax.schedule import Schedule, ddim_timesteps
 from diip_jax.unets import adm, ddpm
@@ -177,17 +177,35 @@ def generator(
 
 
 def save(path: str | Path, prior: Prior) -> None:
-    """Write a prior to a new folder: `card.json` and an Orbax checkpoint `params/`."""
+    """Write a prior's folder: `card.json` and an Orbax checkpoint `params/`.
+
+    The folder appears whole or not at all, in place of the prior that may be there.
+
+    Raises:
+        PriorError: the folder holds something else.
+        OSError: it cannot be written.
+    """
     import orbax.checkpoint as ocp
 
-    path = Path(path).absolute()
-    path.mkdir(parents=True, exist_ok=True)
     params = jax.tree.map(lambda leaf: np.asarray(leaf).view(_Uncopied), prior.params)
     # Uncompressed: weights hardly compress, and Orbax would hold the result in memory.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path / "params", ocp.args.PyTreeSave(params), force=True)
-    (path / "card.json").write_text(prior.card.to_json() + "\n", encoding="utf-8")
+    check_place(Path(path))
+    card = prior.card.to_json() + "\n"
+    with storage.replacing(Path(path).absolute()) as folder:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder / "params", ocp.args.PyTreeSave(params))
+        (folder / "card.json").write_text(card, encoding="utf-8")
+
+
+def check_place(folder: Path) -> None:
+    """Raise PriorError where `save` would replace what is no prior."""
+    if folder.is_dir():
+        taken = any(folder.iterdir()) and not (folder / "card.json").is_file()
+    else:
+        taken = folder.exists()
+    if taken:
+        raise PriorError(f"{folder} exists and is no prior; give a new folder")
 
 
 def load(name_or_path: str | Path) -> Prior:
@@ -246,7 +264,7 @@ def locate(name_or_path: str | Path) -> Path:
         Path(str(resources.files("diip_jax") / "priors")) / str(name_or_path),
         Path(name_or_path),
     ]
-    for path in candidates:
+    for path in map(storage.settled, candidates):
         if (path / "card.json").is_file():
             return path
     raise PriorError(

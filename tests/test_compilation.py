@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diip_jax import compilation
+from diip_jax import compilation, storage
 from diip_jax.unets import layers
 
 
@@ -151,7 +151,7 @@ def test_a_trace_that_cannot_be_written_leaves_nothing(scaled, tmp_path, monkeyp
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(compilation.os, "replace", full)
+    monkeypatch.setattr(storage.os, "replace", full)
     with pytest.warns(UserWarning, match="No space left"):
         scaled[0]()(np.ones(4, np.float32), FACTORS)
     assert list((tmp_path / "traces").iterdir()) == []

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "diip_jax"
 # From the bottom up: a room (a module or a folder of the package) imports only from
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
-    {"config", "schedule", "signals", "ddim", "unets", "degradations", "compilation"},
-    {"images", "metrics", "stopping", "prior", "tiling", "canvas"},
+    {"config", "storage", "schedule", "signals", "ddim", "unets", "degradations"},
+    {"compilation", "images", "metrics", "stopping", "prior", "tiling", "canvas"},
     {"diip"},
     {"engine"},
     {"photos"},
@@ -42,6 +42,7 @@ FOREIGN = {
     "metrics.lpips": {"jax", "flax"},
     "degradations": {"numpy", "PIL"},
     "compilation": {"jax"},
+    "storage": {"platformdirs"},
     "unets.layers": {"jax", "flax", "numpy"},
     "unets.adm": {"jax", "flax"},
     "unets.ddpm": {"jax", "flax"},

@@ -35,6 +35,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 
+from diip_jax import storage
+
 MAX_PIXELS = 2**30 // 6  # 179 million, where Pillow's own limit is
 _MAX_BYTES = 2**31  # of a file, and of its decoded samples
 # No codec packs tighter than 1-bit deflate (8256 pixels a byte), except WebP and AVIF
@@ -159,8 +161,7 @@ def write(
 ) -> None:
     """Write a restored image with the depth, alpha and metadata of its original.
 
-    The file appears whole or not at all: it is written under a temporary name in the
-    same folder and then renamed.
+    The file appears whole or not at all.
 
     Args:
         path: where to; .png, .tif, .tiff, .webp, .jpg or .jpeg names the format.
@@ -174,9 +175,19 @@ def write(
     path = Path(path)
     try:
         data = encode(image, like, file_format(path), quality=quality)
+        storage.write_bytes(path, data)
     except ImageError as error:
         raise ImageError(f"cannot write {path}: {error}") from error
-    write_bytes(path, data)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> ImageError:
+    """Return the error that says why a file cannot be written."""
+    reason = error.strerror or error
+    return ImageError(
+        _one_line(f"cannot write {path}: {reason}; choose another folder")
+    )
 
 
 def file_format(path: str | os.PathLike) -> str:
@@ -187,33 +198,6 @@ def file_format(path: str | os.PathLike) -> str:
     """
     suffix = Path(path).suffix
     return _WRITERS[output_suffix(path, suffix or "none")]
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all.
-
-    Raises:
-        ImageError: the file cannot be written.
-    """
-    with _writing(path) as (temporary, file):
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        os.replace(temporary, path)
-
-
-def check_writable(path: Path) -> None:
-    """Find out, leaving nothing behind, whether `write_bytes` will work.
-
-    Raises:
-        ImageError: it will not.
-    """
-    if path.is_dir():
-        raise ImageError(f"cannot write {path}: it is a folder; choose another name")
-    with _writing(path) as (temporary, file):
-        file.close()
-        temporary.unlink()
 
 
 def encode(image: ArrayLike, like: Photo, kind: str, *, quality: int = 95) -> bytes:
@@ -355,29 +339,6 @@ def _load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
     if len(data) > _MAX_BYTES:
         raise ImageError(f"cannot read {name}: more than 2 GiB; make it smaller")
     return str(name), data
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Open the file that is to become path; if that fails, leave nothing of it.
-
-    Its name depends on path alone, so that what a kill left behind is overwritten by
-    the next run. The leading dot keeps a folder walk from taking it for a picture. Not
-    tempfile: its files are private (0600), and an output follows the umask.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield temporary, file
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror or error
-        raise ImageError(
-            _one_line(f"cannot write {path}: {reason}; choose another folder")
-        ) from error
 
 
 def _extra(module: str, purpose: str) -> ModuleType:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from diip_jax import images
+from diip_jax import images, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
 from diip_jax.photos import find as inputs
@@ -242,13 +242,18 @@ def check_writable(tasks: Sequence[Task]) -> None:
         folder = task.output.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if folder not in tried:
+                storage.sweep(folder)
         except OSError as error:
             raise ImageError(
                 f"cannot write to {folder}: {error.strerror}; choose another --output"
             ) from error
         for path in (task.output, task.record):
-            if folder not in tried or path.is_dir():
-                images.check_writable(path)
+            try:
+                if folder not in tried or path.is_dir():
+                    storage.check_writable(path)
+            except OSError as error:
+                raise images.unwritable(path, error) from error
         tried.add(folder)
 
 

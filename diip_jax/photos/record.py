@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diip_jax import images
+from diip_jax import images, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import Photo
@@ -173,14 +173,17 @@ def sha256(content: Path | io.BytesIO) -> str:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a record so that the file appears whole or not at all.
+    """Write a record; the file appears whole or not at all.
 
     Raises:
         ImageError: the file cannot be written.
     """
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is not UTF-8 has lone surrogates; \udc80 is their JSON escape.
-    images.write_bytes(path, text.encode(errors="backslashreplace"))
+    try:
+        storage.write_bytes(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise images.unwritable(path, error) from error
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import engine, images, metrics
+from diip_jax import engine, images, metrics, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState, Restoration
 from diip_jax.images import ImageError, Photo
@@ -273,7 +273,7 @@ def _finish(run: _Run, lane: engine.LaneReport) -> Outcome:
     except (ImageError, OSError) as error:
         return Outcome(task, error=str(error))
     if complete:
-        states.remove(task.state)
+        storage.remove(task.state)
     return Outcome(task, content)
 
 

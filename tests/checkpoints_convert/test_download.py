@@ -250,18 +250,6 @@ def test_unknown_name_lists_close_ones(name, close):
     assert weights.lookup("repaint-celeba256").parameters == 552_814_086
 
 
-def test_cache_dir_is_read_from_the_environment_at_each_call(monkeypatch, tmp_path):
-    monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "chosen"))
-    assert weights.cache_dir() == tmp_path / "chosen"
-    monkeypatch.delenv("DIIP_CACHE")
-    assert weights.cache_dir().name == "diip_jax"
-    if sys.platform == "linux":
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert weights.cache_dir() == tmp_path / "xdg" / "diip_jax"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        assert weights.cache_dir() == tmp_path / "home" / ".cache" / "diip_jax"
-
-
 # A plain server
 
 

@@ -1,0 +1,299 @@
+"""Writes that are whole or not at all, whatever ends them and whatever they write."""
+
+import functools
+import itertools
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seeded
+from mortal import fate
+
+from checkpoints_convert import download
+from diip_jax import compilation, engine, images, storage
+from diip_jax import prior as priors
+from diip_jax.photos import record, resume
+
+
+class Image:
+    """A restored picture."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.png"
+        source = folder.parent / "source.png"
+        images.write(source, np.zeros((8, 8, 3)), photo())
+        self.like = images.read(source)
+
+    def write(self, version):
+        images.write(self.path, np.full((8, 8, 3), version / 255), self.like)
+
+    def read(self):
+        if not self.path.exists():
+            return None
+        values = np.unique(np.rint(255 * images.read(self.path).rgb))
+        return int(values.item())  # one value: nothing of another version
+
+
+class Record:
+    """The JSON beside it."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.json"
+
+    def write(self, version):
+        content = {"schema": record.SCHEMA, "version": version, "more": [version] * 99}
+        record.write(self.path, content)
+
+    def read(self):
+        if not self.path.exists():
+            return None
+        content = record.read(self.path)
+        assert content["more"] == [content["version"]] * 99
+        return content["version"]
+
+
+class Trace:
+    """A traced program; a trace has the name of its content, so none replaces one."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def write(self, version):
+        def scale(x):
+            return version * x
+
+        program = compilation.kept(scale, self.folder, lambda x: x)
+        jax.jit(program)(np.float32(2))
+
+    def read(self):
+        (path, *others) = [*self.folder.glob("*.trace"), None]
+        assert others in ([], [None])
+        if path is None:
+            return None
+        assert compilation._read(path) is not None
+        return 2
+
+
+class State:
+    """An unfinished restoration."""
+
+    def __init__(self, folder):
+        self.path = folder / ".x.png.state"
+        y = np.zeros((8, 8, 3), np.float32)
+        self.state = engine._begin(y, jax.random.key(0), seeded.PRESET)
+
+    def write(self, version):
+        leaves = jax.tree.map(lambda a: np.full_like(a, version), self.state)
+        resume.save(self.path, leaves, "digest")
+
+    def read(self):
+        state = resume.load(self.path, self.state, "digest")
+        if state is None:
+            return None
+        (version,) = {int(value) for value in np.unique(state.z)}
+        assert int(state.k) == version
+        return version
+
+
+class ConvertedPrior:
+    """A prior's folder."""
+
+    def __init__(self, folder):
+        self.path = folder / "prior"
+
+    def write(self, version):
+        priors.save(self.path, numbered_prior(version))
+
+    def read(self):
+        if not storage.settled(self.path).exists():
+            return None
+        loaded = priors.load(self.path)
+        version = int(loaded.card.name)
+        expected = numbered_prior(version).params
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+        return version
+
+
+class Download:
+    """A checkpoint's files and the hashes noted of them; only bad ones are replaced."""
+
+    def __init__(self, folder):
+        self.cache = folder
+        self.checkpoint = download.Checkpoint(
+            name="made-up",
+            layout="guided_diffusion",
+            image_size=8,
+            parameters=2,
+            file="made-up.pt",
+            licence="none",
+            training_data="none",
+            source="a test",
+            urls=("https://example.org/made-up.pt",),
+        )
+
+    def write(self, version):
+        def from_url(_, destination, **__):
+            Path(destination).write_bytes(bytes([version]) * 8)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(download, "from_url", from_url)
+            download.fetch(self.checkpoint, cache=self.cache, notify=lambda _: None)
+
+    def read(self):
+        path = storage.settled(self.cache / "downloads" / "made-up") / "made-up.pt"
+        if not path.parent.exists():
+            return None
+        (version,) = set(path.read_bytes())
+        assert path.stat().st_size == 8
+        return version
+
+
+@functools.cache
+def numbered_prior(version):
+    """Return a small prior that differs in weights and name from version to version."""
+    smallest = seeded.ADMConfig(8, 32, (1,), (1,), ())
+    return seeded.prior(smallest, seed=version, name=str(version))
+
+
+KINDS = (Image, Record, Trace, State, ConvertedPrior, Download)
+REPLACED = (Image, Record, State, ConvertedPrior)
+
+
+def photo():
+    """Return what `images.write` must know of a plain 8-bit picture."""
+    return images.Photo(
+        np.zeros((8, 8, 3), np.float32), None, False, 8, "RGB", "PNG", 1, (8, 8)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:cannot keep a trace")
+@pytest.mark.parametrize("kill", [False, True], ids=["fails", "killed"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_write_leaves_the_old_or_the_new(kind, kill, tmp_path, monkeypatch):
+    """Failed or killed at each file operation in turn, until it ends undisturbed.
+
+    Operations are counted in the folder of what is written. What Orbax does inside a
+    folder that is still called otherwise cannot matter.
+    """
+    monkeypatch.setattr(storage, "_is_alive", lambda _: not kill)
+    for survived in itertools.count():
+        folder = tmp_path / str(survived) / "here"
+        folder.mkdir(parents=True)
+        stored = kind(folder)
+        if kind in REPLACED:
+            stored.write(1)
+        before = stored.read()
+        with fate([folder, folder / "downloads"], survived, kill=kill) as chosen:
+            stored.write(2)
+        after = stored.read()
+        assert after in (before, 2)
+        assert kill or after == 2 or not left_in(folder)
+        stored.write(2)  # the next run is not hindered
+        assert stored.read() == 2
+        storage.sweep(folder)
+        assert not left_in(folder)
+        if not chosen.struck:
+            break
+    assert survived >= 2  # a file is opened and renamed at least
+
+
+def left_in(folder):
+    """Return the names of what is written and not yet, or no longer, in its place."""
+    suffixes = (".tmp", ".new", ".diip-old")
+    return [path.name for path in folder.iterdir() if path.name.endswith(suffixes)]
+
+
+def test_what_fails_inside_replaces_nothing(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").touch()
+
+    def fail():
+        with storage.replacing(tmp_path / "x") as folder:
+            (folder / "new").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "old"]
+
+
+def test_a_folder_is_found_between_the_renames_of_a_killed_process(tmp_path):
+    folder = tmp_path / "x"
+    for version in ("1", "2"):
+        with storage.replacing(folder) as part:
+            (part / version).touch()
+    # A new folder, a deletion of what may have been left, the first rename.
+    with fate([tmp_path], 3, kill=True), storage.replacing(folder) as part:
+        pass
+    assert not folder.exists()
+    assert [path.name for path in storage.settled(folder).iterdir()] == ["2"]
+    with storage.replacing(folder) as part:
+        (part / "3").touch()
+    assert storage.settled(folder) == folder
+    assert [path.name for path in folder.iterdir()] == ["3"]
+    storage.remove(folder)
+    storage.remove(folder)  # gone already
+    assert not folder.exists()
+
+
+def test_a_file_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_bytes(tmp_path / "x", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_look_at_whether_a_file_can_be_written_leaves_it_alone(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    storage.check_writable(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    storage.check_writable(tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(OSError, match="it is a folder"):
+        storage.check_writable(tmp_path)
+    with pytest.raises(OSError, match="No such file"):
+        storage.check_writable(tmp_path / "none" / "x")
+
+
+def test_sweeping_spares_what_is_in_use_or_somebody_elses(tmp_path):
+    dead, machine = number_of_a_dead_process(), storage._machine()
+    names = {
+        f".x.png.{machine}-{dead}-0123abcd.tmp": False,
+        f".x.png.{machine}-{os.getpid()}-0123abcd.tmp": True,
+        f".x.png.00000000-{dead}-0123abcd.tmp": True,  # of another machine
+        ".x.png.tmp": True,
+        ".mine.old": True,
+        ".y.diip-old": True,  # its y is gone: `settled` still needs it
+        ".z.diip-old": False,
+        "z": True,
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+    storage.sweep(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def number_of_a_dead_process():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_cache_dir_is_read_from_the_environment_at_each_call(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "chosen"))
+    assert storage.cache_dir() == tmp_path / "chosen"
+    monkeypatch.delenv("DIIP_CACHE")
+    assert storage.cache_dir().name == "diip_jax"
+    if sys.platform.startswith("linux"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert storage.cache_dir() == tmp_path / "xdg" / "diip_jax"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert storage.cache_dir() == tmp_path / "home" / ".cache" / "diip_jax"
