@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diip_jax import diip, engine
+from diip_jax import canvas, diip, engine
 from diip_jax import prior as priors
 from diip_jax.config import PAPER, DIIPConfig
 from diip_jax.photos import record
@@ -103,9 +103,9 @@ def abstract_lanes(
     prior: Prior, size: tuple[int, int], config: DIIPConfig, num_lanes: int
 ) -> engine.Lanes:
     """Return the shapes of what `engine.advance` works on."""
-    canvas = diip.canvas_size(prior, config, *size)
+    side = canvas.canvas_size(prior, config, *size)
     state = engine.abstract_state(prior, size, config)
-    y = jax.ShapeDtypeStruct((*canvas, 3), jnp.float32)
+    y = jax.ShapeDtypeStruct((*side, 3), jnp.float32)
     lane = engine.Lanes(y, state, jax.ShapeDtypeStruct((), jnp.bool_))
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((num_lanes, *a.shape), a.dtype), lane

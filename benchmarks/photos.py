@@ -76,10 +76,10 @@ def replay(
     state, update = criterion.init(), jax.jit(criterion.update)
     for k, (loss, sharpness) in enumerate(zip(losses, sharpnesses, strict=True)):
         state = update(state, k, np.float32(loss), np.float32(sharpness))
-        if bool(state.detected_high):
+        if bool(state.verdict.detected_high):
             return k, "high_frequency"
-        if bool(state.detected_low):
-            return int(state.last_peak), "low_frequency"
+        if bool(state.verdict.detected_low):
+            return int(state.verdict.last_peak), "low_frequency"
     return len(losses) - 1, "max_iterations"
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diip_jax import Prior, ddim, diip, load_prior
+from diip_jax import Prior, canvas, ddim, load_prior
 from diip_jax.compilation import compiler_options
 from diip_jax.unets.layers import convolve
 
@@ -71,7 +71,7 @@ def chains(
     for name, function in (("forward", forward), ("gradient", descend)):
 
         def loop(prior: Prior, z: jax.Array, count: int, f: Any = function) -> Any:
-            generate = diip.generator(prior, config, (side, side))
+            generate = canvas.generator(prior, config, (side, side))
             return lax.fori_loop(0, count, lambda _, z: f(generate, z), z)
 
         # The number of iterations is not known to XLA, which therefore counts one.

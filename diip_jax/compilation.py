@@ -1,4 +1,4 @@
-"""How programs are compiled and kept: speed alone, never results."""
+"""How programs are compiled and cached: this changes speed, never results."""
 
 import functools
 import hashlib
@@ -33,24 +33,24 @@ def compiler_options() -> dict[str, str | bool]:
     return _CPU_OPTIONS
 
 
-def kept(
+def cache_traces(
     function: Callable[..., Any],
     folder: Path,
     result_like: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Return a function to give to `jax.jit`, with its traces kept in a folder.
+    """Return a function to give to `jax.jit`, with its traces cached in a folder.
 
-    To trace a network and its gradient takes Python as long as XLA takes to load what
-    it once compiled for them. A trace that is found is not made again. Its name is a
+    Tracing a network and its gradient takes Python as long as XLA takes to load what it
+    once compiled for them. A trace that is found is not made again. Its name is a
     digest of all that it depends on: this package's source, the versions of what it
     calls, the shapes, the static settings, and those of JAX.
 
     Args:
-        function: what to trace, for one device; of the package's own source.
-        folder: where traces are, made when needed. Where nothing can be written, a
-            warning says so.
-        result_like: of the same arguments, something of the structure of the result,
-            which traces do not hold.
+        function: what to trace, for one device; from this package's source.
+        folder: where traces are, made when needed. A warning says where nothing can be
+            written.
+        result_like: function of the same arguments that returns something of the
+            result's structure, which traces do not hold.
     """
 
     @functools.wraps(function)

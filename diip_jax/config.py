@@ -1,10 +1,15 @@
 """The settings of a restoration, as data."""
 
 import dataclasses
-from typing import Any
+import typing
+from typing import Any, Literal
 
 import jax
 from flax import struct
+
+Remat = Literal["auto", "none", "step", "block"]
+CriterionName = Literal["paper", "robust", "never"]
+DTypeName = Literal["float32", "bfloat16"]
 
 
 @struct.dataclass
@@ -38,10 +43,10 @@ class DIIPConfig:
     epsilon: float | jax.Array = 1e-3
     num_steps: int = struct.field(pytree_node=False, default=10)
     gradient: str = struct.field(pytree_node=False, default="full")
-    remat: str = struct.field(pytree_node=False, default="step")
-    criterion: str = struct.field(pytree_node=False, default="paper")
+    remat: Remat = struct.field(pytree_node=False, default="step")
+    criterion: CriterionName = struct.field(pytree_node=False, default="paper")
     max_iterations: int = struct.field(pytree_node=False, default=1500)
-    dtype: str = struct.field(pytree_node=False, default="float32")
+    dtype: DTypeName = struct.field(pytree_node=False, default="float32")
     tile: int = struct.field(pytree_node=False, default=0)
     tile_overlap: int = struct.field(pytree_node=False, default=0)
 
@@ -51,3 +56,10 @@ class DIIPConfig:
 
 
 PAPER = DIIPConfig()  # Sec. 4; the budget is Sec. 3.3's, 10 steps are BIRD's
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """Return the allowed values of each setting that has a list of them."""
+    kinds = typing.get_type_hints(DIIPConfig)
+    allowed = {name: typing.get_args(kind) for name, kind in kinds.items()}
+    return {n: v for n, v in allowed.items() if typing.get_origin(kinds[n]) is Literal}

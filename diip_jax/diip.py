@@ -6,7 +6,7 @@ copies the damage. One iteration is `step`; one `lax.while_loop` over it is `res
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,10 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from diip_jax import canvas, ddim, stopping, tiling
-from diip_jax import prior as priors
-from diip_jax.config import DIIPConfig
+from diip_jax import canvas, ddim, stopping
+from diip_jax.config import DIIPConfig, choices
 from diip_jax.prior import Prior
-from diip_jax.signals import laplacian_variance
-
-KEPT_FEATURES = 6 * 2**20  # of the first level; about 1.2 GB of float32 features
-SMALLEST_SIDE = 8  # pixels; below it there is nothing to restore
+from diip_jax.signals import decrease, laplacian_variance
 
 
 class StopReason(enum.IntEnum):
@@ -41,9 +37,10 @@ class DIIPState(NamedTuple):
         k: iterations done.
         z: noise, (H, W, 3).
         opt_state: Adam's moments.
-        stopping: state of the criteria.
+        stopping: state of the criterion, its `stopping.Verdict` first.
         x: g(z) of the last finite iteration, (H, W, 3) in [-1, 1]; y before any.
-        x_peak: g(z) of the last sharpness peak; y before any.
+        x_peak: g(z) of iteration `last_peak`, which is 0 before any peak; y before any
+            iteration.
         losses: E(z^k; y), (max_iterations,), NaN where not reached.
         sharpnesses: sigma^2[k], likewise.
     """
@@ -51,7 +48,7 @@ class DIIPState(NamedTuple):
     k: jax.Array
     z: jax.Array
     opt_state: optax.OptState
-    stopping: stopping.StoppingState
+    stopping: Any
     x: jax.Array
     x_peak: jax.Array
     losses: jax.Array
@@ -90,7 +87,7 @@ class Restoration(NamedTuple):
 class Algorithm(NamedTuple):
     """Algorithm 1 bound to one y: start, one iteration, line 2."""
 
-    init: Callable[[jax.Array], DIIPState]
+    init: Callable[[jax.Array], DIIPState]  # of z
     step: Callable[[DIIPState], DIIPState]
     should_continue: Callable[[DIIPState], jax.Array]
 
@@ -110,25 +107,24 @@ def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorith
         x = generate(z)
         return jnp.mean(jnp.square(x - y)), x
 
-    def init(z: jax.Array) -> DIIPState:
-        return _init(y, z, config)
-
     def step(state: DIIPState) -> DIIPState:
         k = state.k
         (loss, x), gradient = jax.value_and_grad(energy, has_aux=True)(state.z)
         updates, opt_state = optimizer.update(gradient, state.opt_state)  # line 3
         sharpness = laplacian_variance(x)  # line 4
-        verdict = criterion.update(state.stopping, k, loss, sharpness)  # lines 5-18
+        criteria = criterion.update(state.stopping, k, loss, sharpness)  # lines 5-18
+        last_peak = criteria.verdict.last_peak
         x = jnp.where(jnp.isfinite(loss), x, state.x)
-        # Invariant: x_peak = g(z^last_peak). A peak is known one iteration later.
-        x_peak = jnp.where(verdict.last_peak == k - 1, state.x, state.x_peak)
+        # Invariant: x_peak = g(z^last_peak), from k = 0 on, where last_peak is 0. The
+        # paper's criterion knows a peak one iteration later, the robust one at once.
+        x_peak = jnp.where(last_peak == k - 1, state.x, state.x_peak)
         return DIIPState(
             k=k + 1,
             z=jnp.asarray(optax.apply_updates(state.z, updates)),
             opt_state=opt_state,
-            stopping=verdict,
+            stopping=criteria,
             x=x,
-            x_peak=jnp.where(verdict.last_peak == k, x, x_peak),
+            x_peak=jnp.where(last_peak == k, x, x_peak),
             losses=state.losses.at[k].set(loss),
             sharpnesses=state.sharpnesses.at[k].set(sharpness),
         )
@@ -137,14 +133,7 @@ def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorith
         alive = (state.k < config.max_iterations) & ~_diverged(state)
         return alive & ~stopping.detected(state.stopping)
 
-    return Algorithm(init, step, should_continue)
-
-
-def _init(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  # line 1
-    moments = optax.adam(config.learning_rate).init(z)
-    criteria = stopping.criterion(config).init()
-    trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
-    return DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
+    return Algorithm(lambda z: _first_state(y, z, config), step, should_continue)
 
 
 def start(y: jax.Array, key: jax.Array, config: DIIPConfig) -> DIIPState:
@@ -155,7 +144,14 @@ def start(y: jax.Array, key: jax.Array, config: DIIPConfig) -> DIIPState:
         key: key of the random start.
         config: the settings.
     """
-    return _init(y, jax.random.normal(key, y.shape, jnp.float32), config)
+    return _first_state(y, jax.random.normal(key, y.shape, jnp.float32), config)
+
+
+def _first_state(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  # line 1
+    moments = optax.adam(config.learning_rate).init(z)
+    criteria = stopping.criterion(config).init()
+    trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
+    return DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
 
 
 def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
@@ -165,7 +161,7 @@ def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
         state: a state with at least one iteration done.
         size: height and width of the image on its canvas.
     """
-    verdict = state.stopping
+    verdict = state.stopping.verdict
     use_peak = verdict.detected_low & ~verdict.detected_high  # line 17 overwrites 12
     x = jnp.where(use_peak, state.x_peak, state.x)  # line 20, no extra call of g
     diverged = _diverged(state)
@@ -177,53 +173,21 @@ def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
     )
     before = jnp.concatenate([jnp.full(1, jnp.nan), state.losses[:-1]])
     return Restoration(
-        image=(x[: size[0], : size[1]] + 1) / 2,
+        image=canvas.cut(x, size),
         iteration=jnp.where(use_peak, verdict.last_peak, last),
         num_iterations=state.k,
         reason=reason.astype(jnp.int32),
         no_peak=verdict.no_peak & use_peak,
         last_peak=verdict.last_peak,
         losses=state.losses,
-        decreases=(before - state.losses) / before,
+        decreases=decrease(before, state.losses),
         sharpnesses=state.sharpnesses,
         z=state.z,
     )
 
 
 def _diverged(state: DIIPState) -> jax.Array:
-    return (state.k > 0) & ~jnp.isfinite(state.stopping.loss)
-
-
-def canvas_size(
-    prior: Prior, config: DIIPConfig, height: int, width: int
-) -> tuple[int, int]:
-    """Return the canvas on which an image of this size is restored."""
-    size = canvas.canvas_size(height, width, prior.stride)
-    if is_tiled(prior, config, size):
-        return canvas.canvas_size(height, width, prior.stride, smallest=config.tile)
-    return size
-
-
-def is_tiled(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> bool:
-    """Tell whether a canvas is predicted from windows."""
-    return config.tile > 0 and (max(size) > config.tile or not prior.card.any_size)
-
-
-def generator(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> ddim.Generate:
-    """Return g on a canvas of this size, noise (H, W, 3) to image (H, W, 3)."""
-    windowed = is_tiled(prior, config, size)
-
-    def wrap(predict_noise: ddim.PredictNoise) -> ddim.PredictNoise:
-        if not windowed:
-            return predict_noise
-        return tiling.tiled(predict_noise, size, config.tile, config.tile_overlap)
-
-    if config.remat == "auto":
-        features = size[0] * size[1] * prior.card.architecture.num_channels
-        small = features * config.num_steps <= KEPT_FEATURES
-        # Windows are recomputed one by one as it is: nothing large is left of a step.
-        config = config.replace(remat="none" if small or windowed else "step")
-    return priors.generator(prior, config, wrap)
+    return (state.k > 0) & ~jnp.isfinite(state.stopping.verdict.loss)
 
 
 def prepare(
@@ -237,9 +201,9 @@ def prepare(
         key: key of the random start.
         config: the settings.
     """
-    size = canvas_size(prior, config, *y.shape[:2])
-    y = 2 * canvas.pad(y.astype(jnp.float32), size) - 1
-    algorithm = build(generator(prior, config, size), y, config)
+    size = canvas.canvas_size(prior, config, *y.shape[:2])
+    y = canvas.place(jnp.asarray(y, jnp.float32), size)
+    algorithm = build(canvas.generator(prior, config, size), y, config)
     return algorithm, start(y, key, config)
 
 
@@ -284,7 +248,7 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
     """
     if y.ndim != 3 or y.shape[-1] != 3:
         raise ValueError(f"y has shape {y.shape}; give one image (H, W, 3)")
-    check_size(prior, config, *y.shape[:2])
+    canvas.check_size(prior, config, *y.shape[:2])
     if not isinstance(y, Tracer):
         values = np.asarray(y)  # NumPy: y may be a constant of a function being traced
         if not np.isfinite(values).all():
@@ -297,40 +261,13 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
     check_config(config)
 
 
-def check_size(prior: Prior, config: DIIPConfig, height: int, width: int) -> None:
-    """Reject sizes that a prior cannot restore with these settings.
-
-    Raises:
-        ValueError: says the size and the remedy.
-    """
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(
-            f"image is {width}x{height}; sides must be at least {SMALLEST_SIDE} pixels"
-        )
-    side = prior.card.architecture.image_size
-    fits = prior.card.any_size or (height, width) == (side, side)
-    if not fits and config.tile != side:
-        raise ValueError(
-            f"image is {width}x{height}, but prior {prior.card.name} works on "
-            f"{side}x{side} only; set tile to {side}, resize the image, or use a prior "
-            "of any size"
-        )
-    if config.tile % prior.stride:
-        raise ValueError(f"tile is {config.tile}; use a multiple of {prior.stride}")
-
-
 def check_config(config: DIIPConfig) -> None:
     """Reject settings that no restoration can use.
 
     Raises:
         ValueError: says which setting, its value and what is allowed.
     """
-    allowed = {
-        "remat": ("auto", "none", "step", "block"),
-        "criterion": tuple(stopping.CRITERIA),
-        "dtype": ("float32", "bfloat16"),
-    }
-    for name, values in allowed.items():
+    for name, values in choices().items():
         if getattr(config, name) not in values:
             given = getattr(config, name)
             raise ValueError(f"{name} is {given!r}; use one of {', '.join(values)}")

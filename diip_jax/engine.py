@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from diip_jax import diip
-from diip_jax.compilation import compiler_options, kept
+from diip_jax import canvas, diip
+from diip_jax.compilation import cache_traces, compiler_options
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
+from diip_jax.signals import decrease
 
 
 class Job(NamedTuple):
@@ -32,7 +33,7 @@ class Job(NamedTuple):
         load: returns it, (H, W, 3) in [0, 1]; called when a lane takes the job, so
             that a folder need not fit in memory.
         key: key of its random start.
-        state: where to go on, from `LaneReport.snapshot`; None starts afresh.
+        state: where to go on, from `LaneReport.snapshot`; None for a new start.
     """
 
     size: tuple[int, int]
@@ -131,7 +132,7 @@ def advance(
         The lanes and the number of iterations done.
     """
     _, height, width, _ = lanes.y.shape
-    generate = diip.generator(prior, config, (height, width))
+    generate = canvas.generator(prior, config, (height, width))
 
     def step(y: jax.Array, state: diip.DIIPState, alive: jax.Array):
         algorithm = diip.build(generate, y, config)
@@ -164,7 +165,7 @@ def jitted_advance(traces: Path | None = None) -> Any:
     """
     function = advance
     if traces is not None:
-        function = kept(advance, traces, lambda prior, lanes, *_: (lanes, 0))
+        function = cache_traces(advance, traces, lambda prior, lanes, *_: (lanes, 0))
     options = compiler_options()
     return jax.jit(function, donate_argnames="lanes", compiler_options=options)
 
@@ -202,16 +203,42 @@ def run(
     program = jitted_advance(traces if sharding is None else None)
     queues: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
     for index, job in enumerate(jobs):
-        queues[diip.canvas_size(prior, config, *job.size)].append(index)
+        queues[canvas.canvas_size(prior, config, *job.size)].append(index)
     total = useful = 0
     for size, queue in queues.items():
-        bucket = _Bucket(prior, jobs, config, size, queue, sharding, program)
-        for report in bucket.run(num_lanes, chunk, should_stop):
+        bucket = _Bucket(prior, jobs, config, size, queue, sharding, program, num_lanes)
+        for report in bucket.run(chunk, should_stop):
             total += report.lane_iterations
             useful += report.useful_iterations
             yield report._replace(lane_iterations=total, useful_iterations=useful)
             if report.interrupted:
                 return
+
+
+def spread(
+    prior: Prior, num_lanes: int | None, num_jobs: int
+) -> tuple[Prior, jax.sharding.NamedSharding | None]:
+    """Copy a prior to as many local devices as can share the lanes evenly.
+
+    Args:
+        prior: the frozen model.
+        num_lanes: as for `run`.
+        num_jobs: no more devices than this are of use.
+
+    Returns:
+        The prior and the sharding to give to `run`; with one device, the prior as it is
+        and None.
+    """
+    devices = jax.local_devices()
+    count = min(len(devices), max(num_jobs, 1))
+    while num_lanes is not None and num_lanes % count:
+        count -= 1
+    if count == 1:
+        return prior, None
+    mesh = jax.sharding.Mesh(np.asarray(devices[:count]), ("lanes",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    lanes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
+    return jax.device_put(prior, everywhere), lanes
 
 
 class _Bucket:
@@ -226,26 +253,24 @@ class _Bucket:
         queue: Sequence[int],
         sharding: jax.sharding.Sharding | None,
         program: Any,
+        num_lanes: int | None,
     ):
         self.prior, self.jobs, self.config, self.size = prior, jobs, config, size
         self.waiting = collections.deque(queue)
         self.sharding, self.program = sharding, program
         self.num_devices = 1 if sharding is None else len(sharding.device_set)
+        self.may_shrink = num_lanes is None  # where memory runs out
+        if num_lanes is None:
+            most = min(_largest_batch(), len(queue))
+            num_lanes = fitting_lanes(prior, size, config, most, program)
+        # Whose job each lane holds, and the lanes themselves.
+        self.owners, self.lanes = self._empty_lanes(min(num_lanes, len(queue)))
+        self.compiled = False  # for so many lanes
 
     def run(
-        self,
-        num_lanes: int | None,
-        chunk: int | Callable[[], int],
-        should_stop: Callable[[], bool],
+        self, chunk: int | Callable[[], int], should_stop: Callable[[], bool]
     ) -> Iterator[Report]:
         """Restore all jobs; the counts of a report are those of its chunk."""
-        wanted = num_lanes
-        if wanted is None:
-            most = min(_largest_batch(), len(self.waiting))
-            wanted = fitting_lanes(
-                self.prior, self.size, self.config, most, self.program
-            )
-        self._allocate(min(wanted, len(self.waiting)))
         failed: list[Failure] = []
         while self.waiting or self._busy():
             failed += self._refill()
@@ -254,24 +279,23 @@ class _Bucket:
             try:
                 iterations, useful, seconds, compile_seconds = self._advance(length)
             except jax.errors.JaxRuntimeError as error:
-                if num_lanes is not None or not _is_out_of_memory(error):
-                    raise
-                if len(self.owners) <= self.num_devices:
+                least = len(self.owners) <= self.num_devices
+                if least or not self.may_shrink or not is_out_of_memory(error):
                     raise
                 self._start_over(len(self.owners) // 2)
                 continue
             interrupted = should_stop()
             running, finished = self._report(interrupted)
             yield Report(
-                running,
-                finished,
-                failed,
-                interrupted,
-                iterations,
-                seconds,
-                compile_seconds,
-                iterations * len(self.owners),
-                useful,
+                running=running,
+                finished=finished,
+                failed=failed,
+                interrupted=interrupted,
+                iterations=iterations,
+                seconds=seconds,
+                compile_seconds=compile_seconds,
+                lane_iterations=iterations * len(self.owners),
+                useful_iterations=useful,
             )
             if interrupted:
                 return
@@ -280,15 +304,13 @@ class _Bucket:
     def _busy(self) -> list[int]:
         return [lane for lane, owner in enumerate(self.owners) if owner is not None]
 
-    def _allocate(self, num_lanes: int) -> None:
-        """Make empty lanes, a multiple of the number of devices."""
+    def _empty_lanes(self, num_lanes: int) -> tuple[list[int | None], Lanes]:
+        """Return empty lanes, a multiple of the number of devices, and no owners."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
-        self.owners: list[int | None] = [None] * count
         lanes = _empty(self.size, self.config, count)
-        # Committed to their device, as what a kept trace returns is: otherwise the
-        # second chunk would be compiled anew.
-        self.lanes = jax.device_put(lanes, lanes.alive.sharding)
-        self.compiled = False
+        # Committed to their device, as what a cached trace returns is: otherwise the
+        # second chunk would be compiled again.
+        return [None] * count, jax.device_put(lanes, lanes.alive.sharding)
 
     def _refill(self) -> list[Failure]:
         """Put waiting jobs into empty lanes; return those that cannot be started."""
@@ -343,7 +365,7 @@ class _Bucket:
 
     def _report(self, interrupted: bool) -> tuple[list[LaneReport], list[LaneReport]]:
         """Return the running and the finished lanes, and vacate the latter."""
-        alive, now = jax.device_get((self.lanes.alive, _glance(self.lanes)))
+        alive, now = jax.device_get((self.lanes.alive, _latest_numbers(self.lanes)))
         running, finished = [], []
         for lane in self._busy():
             index = self.owners[lane]
@@ -361,10 +383,12 @@ class _Bucket:
         """Put unfinished jobs back into the queue, for fewer lanes."""
         unfinished = [owner for owner in self.owners if owner is not None]
         self.waiting.extendleft(reversed(unfinished))
-        self._allocate(num_lanes)
+        self.owners, self.lanes = self._empty_lanes(num_lanes)
+        self.compiled = False
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device could not hold what it was to hold."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
@@ -389,7 +413,7 @@ def abstract_state(
     prior: Prior, size: tuple[int, int], config: DIIPConfig
 ) -> diip.DIIPState:
     """Return shapes and dtypes of the state of an image of this height and width."""
-    height, width = diip.canvas_size(prior, config, *size)
+    height, width = canvas.canvas_size(prior, config, *size)
     y = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
     return jax.eval_shape(_begin, y, jax.random.key(0), config)
 
@@ -400,8 +424,7 @@ def _start(
     """Return a job's image on its canvas, in [-1, 1], and its first state."""
     y = np.asarray(job.load(), np.float32)
     diip.check(prior, y, config)
-    margins = [(0, size[0] - y.shape[0]), (0, size[1] - y.shape[1]), (0, 0)]
-    y = 2 * np.pad(y, margins, mode="reflect") - 1
+    y = canvas.place(y, size)
     state = _begin(y, job.key, config) if job.state is None else job.state
     return y, state
 
@@ -414,7 +437,7 @@ def _insert(lanes: Lanes, lane: int, y: jax.Array, state: diip.DIIPState) -> Lan
 
 
 @jax.jit
-def _glance(lanes: Lanes) -> tuple[jax.Array, ...]:
+def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
     """Return iteration, loss, decrease and sharpness of each lane, each (L,)."""
     state = lanes.state
     last = jnp.maximum(state.k - 1, 0)[:, None]
@@ -424,8 +447,8 @@ def _glance(lanes: Lanes) -> tuple[jax.Array, ...]:
         return jnp.take_along_axis(trace, k, axis=1)[:, 0]
 
     loss, loss_before = at(state.losses, last), at(state.losses, before)
-    decrease = (loss_before - loss) / loss_before
-    return last[:, 0], loss, decrease, at(state.sharpnesses, last)
+    sharpness = at(state.sharpnesses, last)
+    return last[:, 0], loss, decrease(loss_before, loss), sharpness
 
 
 def _lane_report(
@@ -438,9 +461,16 @@ def _lane_report(
     def snapshot() -> diip.DIIPState:
         return jax.device_get(jax.tree.map(lambda a: a[lane], lanes.state))
 
-    k, loss, decrease, sharpness = (numbers[lane] for numbers in now)
-    numbers = (int(k), float(loss), float(decrease), float(sharpness))
-    return LaneReport(job, *numbers, restoration, snapshot)
+    k, loss, decrease, sharpness = (float(number[lane]) for number in now)
+    return LaneReport(
+        job=job,
+        iteration=int(k),
+        loss=loss,
+        decrease=decrease,
+        sharpness=sharpness,
+        restoration=restoration,
+        snapshot=snapshot,
+    )
 
 
 @jax.jit
@@ -540,7 +570,7 @@ def memory(
         num_lanes: images restored at the same time.
         program: what advances the lanes; `jitted_advance()` if None.
     """
-    side = diip.canvas_size(prior, config, *size)
+    side = canvas.canvas_size(prior, config, *size)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     lanes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device),

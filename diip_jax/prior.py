@@ -1,4 +1,4 @@
-"""A prior: a frozen diffusion model as data, and the map g that it induces.
+"""A prior: a frozen diffusion model as data, and the noise predictor that it is.
 
 A prior on disk is a folder with `card.json` (what the model is) and `params/` (an
 Orbax checkpoint of its weights).
@@ -6,7 +6,7 @@ Orbax checkpoint of its weights).
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from flax import struct
 
 from diip_jax import ddim, storage
 from diip_jax.config import PAPER, DIIPConfig
-from diip_jax.schedule import Schedule, ddim_timesteps
+from diip_jax.schedule import Schedule
 from diip_jax.unets import adm, ddpm
 
 CARD_SCHEMA = "diip.prior/1"
@@ -150,30 +150,6 @@ def noise_predictor(
         return unet.apply(variables, x_t[None], conditioning)[0]
 
     return predict_noise, steps
-
-
-def generator(
-    prior: Prior,
-    config: DIIPConfig,
-    wrap: Callable[[ddim.PredictNoise], ddim.PredictNoise] = lambda predict: predict,
-) -> ddim.Generate:
-    """Return g, the deterministic DDIM map from noise to image, both (H, W, 3).
-
-    Args:
-        prior: the frozen model.
-        config: number of DDIM steps, gradient and rematerialisation.
-        wrap: transform of the noise predictor, such as tiling.
-    """
-    timesteps = ddim_timesteps(
-        config.num_steps, prior.card.schedule.num_train_timesteps
-    )
-    predict_noise, steps = noise_predictor(prior, config, timesteps)
-    return ddim.generator(
-        wrap(predict_noise),
-        steps,
-        gradient=config.gradient,
-        remat=config.remat != "none",
-    )
 
 
 def save(path: str | Path, prior: Prior) -> None:

@@ -1,14 +1,14 @@
-"""Variance of the Laplacian, the sharpness score of Sec. 3.4.1."""
+"""What the criteria watch: the sharpness of g(z) and the decrease of the loss."""
 
 import jax
 import jax.numpy as jnp
 
 
 def laplacian_variance(x: jax.Array) -> jax.Array:
-    """Return sigma^2, the variance of the Laplacian of x (Chao et al., 2021).
+    """Return sigma^2, the variance of the Laplacian of x (Sec. 3.4.1, line 4).
 
-    The four-neighbour Laplacian of the mean of the channels, on the pixels that have
-    four neighbours, with grey levels counted from 0 to 255.
+    The score of Chao et al. (2021): the four-neighbour Laplacian of the mean of the
+    channels, on the pixels that have four neighbours, with grey levels from 0 to 255.
 
     Args:
         x: image, (H, W, 3) in [-1, 1].
@@ -20,3 +20,16 @@ def laplacian_variance(x: jax.Array) -> jax.Array:
     across = grey[1:-1, :-2] + grey[1:-1, 2:]
     down = grey[:-2, 1:-1] + grey[2:, 1:-1]
     return jnp.var(across + down - 4 * grey[1:-1, 1:-1])
+
+
+def decrease(loss_before: jax.Array, loss: jax.Array) -> jax.Array:
+    """Return the normalised decrease of the loss, -Delta_k of Eq. (4).
+
+    The printed slope Delta_k is negative while the loss falls; this is its negative,
+    which the text of Sec. 3.4.2 compares with epsilon.
+
+    Args:
+        loss_before: E(z^{k-1}; y), any shape.
+        loss: E(z^k; y), the same shape.
+    """
+    return (loss_before - loss) / loss_before

@@ -1,8 +1,8 @@
 """When to stop: the two self-supervised signals as scalar state machines.
 
 A criterion is a pair of pure functions, `init() -> state` and
-`update(state, k, loss, sharpness) -> state`. Whatever else its state holds, it has the
-fields of `StoppingState` from `loss` to `detected_high`. Nothing here sees an image.
+`update(state, k, loss, sharpness) -> state`. The first field of its state is a
+`Verdict`, which is all that the rest of the package reads. Nothing here sees an image.
 """
 
 import functools
@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from diip_jax.config import DIIPConfig
+from diip_jax.signals import decrease
 
 
-class StoppingState(NamedTuple):
-    """State of the paper's criteria, and the fields every criterion has.
+class Verdict(NamedTuple):
+    """What every criterion says after an iteration.
 
     Attributes:
         loss: E(z^k; y); infinite before the first iteration.
@@ -26,8 +27,6 @@ class StoppingState(NamedTuple):
             last_peak is the sharpest iterate since the transient instead.
         detected_low: the low-frequency criterion fired (line 11).
         detected_high: the high-frequency criterion fired (line 16).
-        sharpness: sigma^2[k].
-        sharpness_before: sigma^2[k - 1].
     """
 
     loss: jax.Array
@@ -35,38 +34,6 @@ class StoppingState(NamedTuple):
     no_peak: jax.Array
     detected_low: jax.Array
     detected_high: jax.Array
-    sharpness: jax.Array
-    sharpness_before: jax.Array
-
-
-class RobustState(NamedTuple):
-    """State of the smoothed criteria; the first five as in `StoppingState`.
-
-    Attributes:
-        loss: see `StoppingState`.
-        last_peak: iteration of the largest smoothed sharpness since the transient.
-        no_peak: always False.
-        detected_low: see `StoppingState`.
-        detected_high: see `StoppingState`.
-        decrease: running average of the normalised decrease of the loss.
-        log_sharpness: running average of log sigma^2.
-        smallest_decrease: smallest average decrease since the transient.
-        k_smallest: its iteration.
-        largest_sharpness: largest average log sigma^2 since the transient.
-        num_below: iterations in a row well below it.
-    """
-
-    loss: jax.Array
-    last_peak: jax.Array
-    no_peak: jax.Array
-    detected_low: jax.Array
-    detected_high: jax.Array
-    decrease: jax.Array
-    log_sharpness: jax.Array
-    smallest_decrease: jax.Array
-    k_smallest: jax.Array
-    largest_sharpness: jax.Array
-    num_below: jax.Array
 
 
 class Criterion(NamedTuple):
@@ -74,14 +41,6 @@ class Criterion(NamedTuple):
 
     init: Callable[[], Any]
     update: Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
-
-
-# The robust criterion's own settings; they are fractions of k_min, which measures the
-# length of the transient at the prior's learning rate.
-SMOOTHING = 0.9  # of the running averages: a memory of about ten iterations
-PATIENCE = 0.5  # times k_min: iterations without a smaller decrease
-LOW_PATIENCE = 0.1  # times k_min: iterations well below the sharpest
-DROP = math.log(1.1)  # "well below": sharpness has lost a tenth
 
 
 def criterion(config: DIIPConfig) -> Criterion:
@@ -92,15 +51,38 @@ def criterion(config: DIIPConfig) -> Criterion:
     )
 
 
-def detected(state: StoppingState | RobustState) -> jax.Array:
-    """Tell whether either criterion fired (line 2)."""
-    return state.detected_low | state.detected_high
+def detected(state: Any) -> jax.Array:
+    """Tell whether a criterion in this state fired (line 2)."""
+    return state.verdict.detected_low | state.verdict.detected_high
+
+
+def undecided() -> Verdict:
+    """Return the verdict before the first iteration."""
+    no = jnp.bool_(False)
+    return Verdict(jnp.float32(jnp.inf), jnp.int32(0), no, no, no)
+
+
+# criterion="paper": the listing.
+
+
+class StoppingState(NamedTuple):
+    """State of the paper's criteria.
+
+    Attributes:
+        verdict: see `Verdict`.
+        sharpness: sigma^2[k].
+        sharpness_before: sigma^2[k - 1].
+    """
+
+    verdict: Verdict
+    sharpness: jax.Array
+    sharpness_before: jax.Array
 
 
 def init() -> StoppingState:
     """Return the state before the first iteration (line 1)."""
-    infinite, no = jnp.float32(jnp.inf), jnp.bool_(False)
-    return StoppingState(infinite, jnp.int32(0), no, no, no, infinite, infinite)
+    infinite = jnp.float32(jnp.inf)
+    return StoppingState(undecided(), infinite, infinite)
 
 
 def update(
@@ -127,20 +109,23 @@ def update(
         k_min: iterations of the transient.
         epsilon: threshold on the normalised decrease.
     """
+    before = state.verdict
     falling = sharpness < state.sharpness
     peaked = falling & (state.sharpness_before < state.sharpness)
-    last_peak = jnp.where(peaked, k - 1, state.last_peak)  # lines 6-8
+    last_peak = jnp.where(peaked, k - 1, before.last_peak)  # lines 6-8
     detected_low = (k > k_min) & falling  # lines 10-13
     no_peak = detected_low & (last_peak == 0)
-    return StoppingState(
+    verdict = Verdict(
         loss=loss,
         last_peak=jnp.where(no_peak, k - 1, last_peak),
         no_peak=no_peak,
         detected_low=detected_low,
-        detected_high=(k > 0) & (_decrease(state.loss, loss) < epsilon),  # lines 15-18
-        sharpness=sharpness,
-        sharpness_before=state.sharpness,
+        detected_high=(k > 0) & (decrease(before.loss, loss) < epsilon),  # lines 15-18
     )
+    return StoppingState(verdict, sharpness, state.sharpness)
+
+
+# criterion="never": the paper's signals, followed past every stop.
 
 
 def update_never(
@@ -155,16 +140,47 @@ def update_never(
     """Follow the signals as `update` does, but let nothing fire (Figs. 3, 4 and 6)."""
     state = update(state, k, loss, sharpness, k_min=k_min, epsilon=epsilon)
     no = jnp.bool_(False)
-    return state._replace(no_peak=no, detected_low=no, detected_high=no)
+    verdict = state.verdict._replace(no_peak=no, detected_low=no, detected_high=no)
+    return state._replace(verdict=verdict)
+
+
+# criterion="robust": the same signals, averaged, after the transient. Its own settings
+# are fractions of k_min, which measures the transient at the prior's learning rate.
+
+SMOOTHING = 0.9  # of the running averages: a memory of about ten iterations
+WARM_UP = 0.5  # times k_min: iterations before the loss may stop a run
+PATIENCE = 0.5  # times k_min: iterations without a new minimum of the decrease
+LOW_PATIENCE = 0.1  # times k_min: iterations in a row well below the maximum
+DROP = math.log(1.1)  # of log sharpness: "well below" has lost a tenth
+
+
+class RobustState(NamedTuple):
+    """State of the averaged criteria.
+
+    Attributes:
+        verdict: see `Verdict`; last_peak is the iteration of largest_sharpness.
+        decrease: running average of the normalised decrease of the loss, times the
+            weight of its terms so far.
+        log_sharpness: running average of log sigma^2, likewise.
+        smallest_decrease: minimum of the average decrease since the warm-up.
+        k_smallest: its iteration.
+        largest_sharpness: maximum of the average log sigma^2 since k_min.
+        num_below: iterations in a row well below it.
+    """
+
+    verdict: Verdict
+    decrease: jax.Array
+    log_sharpness: jax.Array
+    smallest_decrease: jax.Array
+    k_smallest: jax.Array
+    largest_sharpness: jax.Array
+    num_below: jax.Array
 
 
 def init_robust() -> RobustState:
     """Return the robust criterion's state before the first iteration."""
-    infinite, zero, no = jnp.float32(jnp.inf), jnp.float32(0), jnp.bool_(False)
-    start = jnp.int32(0)
-    flags = (start, no, no, no)
-    averages = (zero, zero)
-    return RobustState(infinite, *flags, *averages, infinite, start, -infinite, start)
+    infinite, zero, none = jnp.float32(jnp.inf), jnp.float32(0), jnp.int32(0)
+    return RobustState(undecided(), zero, zero, infinite, none, -infinite, none)
 
 
 def update_robust(
@@ -178,11 +194,10 @@ def update_robust(
 ) -> RobustState:
     """Apply the paper's two signals to running averages, after the transient.
 
-    High frequencies: the average decrease of the loss has passed its minimum (Fig. 4:
-    there the PSNR peaks), that is, it made no smaller value for k_min / 2 iterations,
-    or it fell below epsilon. Low frequencies: the average sharpness has been a tenth
-    below its largest value since k_min for k_min / 10 iterations; that value's image
-    is returned. The first test waits for k_min / 2 iterations, the second for k_min.
+    High frequencies: stop when the averaged decrease has set no new minimum for
+    k_min / 2 iterations (Fig. 4: that minimum is near the PSNR peak), or is below
+    epsilon. Low frequencies: stop when averaged log sharpness has stayed log 1.1 below
+    its maximum for k_min / 10 iterations in a row; return the maximum's image.
 
     Args:
         state: state after iteration k - 1.
@@ -190,45 +205,49 @@ def update_robust(
         loss: E(z^k; y).
         sharpness: sigma^2[k].
         k_min: iterations of the transient.
-        epsilon: threshold on the average normalised decrease.
+        epsilon: threshold on the averaged decrease.
     """
+    before = state.verdict
     tiny = jnp.finfo(jnp.float32).tiny  # a flat picture has sharpness 0
-    fresh = jnp.where(k > 0, _decrease(state.loss, loss), 0.0)
-    decrease = SMOOTHING * state.decrease + (1 - SMOOTHING) * fresh
-    log_sharpness = SMOOTHING * state.log_sharpness + (1 - SMOOTHING) * jnp.log(
-        jnp.maximum(sharpness, tiny)
-    )
-    # Averages start at 0; dividing by the weight so far removes that bias.
-    slope = decrease / jnp.maximum(1 - SMOOTHING**k, tiny)
-    level = log_sharpness / (1 - SMOOTHING ** (k + 1))
+    latest = jnp.where(k > 0, decrease(before.loss, loss), 0.0)
+    weighted_decrease = _average(state.decrease, latest)
+    log_sharpness = jnp.log(jnp.maximum(sharpness, tiny))
+    weighted_sharpness = _average(state.log_sharpness, log_sharpness)
+    # The averages start at 0. Dividing by the weight of their terms so far removes that
+    # bias: sharpness has k + 1 terms, and the decrease, which needs two losses, has k.
+    slope = weighted_decrease / jnp.maximum(1 - SMOOTHING**k, tiny)
+    level = weighted_sharpness / (1 - SMOOTHING ** (k + 1))
 
-    settled = k >= PATIENCE * k_min
-    slower = settled & (slope < state.smallest_decrease)
-    k_smallest = jnp.where(slower, k, state.k_smallest)
+    warm = k >= WARM_UP * k_min
+    new_minimum = warm & (slope < state.smallest_decrease)
+    k_smallest = jnp.where(new_minimum, k, state.k_smallest)
     past_minimum = k - k_smallest >= jnp.maximum(PATIENCE * k_min, 1)
 
-    sharper = (k >= k_min) & (level > state.largest_sharpness)
-    largest = jnp.where(sharper, level, state.largest_sharpness)
+    new_maximum = (k >= k_min) & (level > state.largest_sharpness)
+    largest = jnp.where(new_maximum, level, state.largest_sharpness)
     below = (k > k_min) & (level < largest - DROP)
     num_below = jnp.where(below, state.num_below + 1, 0)
-    return RobustState(
+
+    verdict = Verdict(
         loss=loss,
-        last_peak=jnp.where(sharper, k, state.last_peak),
-        no_peak=state.no_peak,
+        last_peak=jnp.where(new_maximum, k, before.last_peak),
+        no_peak=before.no_peak,
         detected_low=num_below >= jnp.maximum(LOW_PATIENCE * k_min, 1),
-        detected_high=settled & (k > 0) & (past_minimum | (slope < epsilon)),
-        decrease=decrease,
-        log_sharpness=log_sharpness,
-        smallest_decrease=jnp.where(slower, slope, state.smallest_decrease),
+        detected_high=warm & (k > 0) & (past_minimum | (slope < epsilon)),
+    )
+    return RobustState(
+        verdict=verdict,
+        decrease=weighted_decrease,
+        log_sharpness=weighted_sharpness,
+        smallest_decrease=jnp.where(new_minimum, slope, state.smallest_decrease),
         k_smallest=k_smallest,
         largest_sharpness=largest,
         num_below=num_below,
     )
 
 
-def _decrease(loss_before: jax.Array, loss: jax.Array) -> jax.Array:
-    """Return the normalised decrease of the loss, -Delta_k of Eq. (4)."""
-    return (loss_before - loss) / loss_before
+def _average(average: jax.Array, latest: jax.Array) -> jax.Array:
+    return SMOOTHING * average + (1 - SMOOTHING) * latest
 
 
 CRITERIA = {

@@ -12,8 +12,7 @@ import seeded
 from conftest import ROOT
 
 from checkpoints_convert import download as weights
-from diip_jax import diip, engine
-from diip_jax import prior as priors
+from diip_jax import canvas, diip, engine
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "cases")
@@ -166,7 +165,8 @@ def test_random_weights_keep_the_network_finite():
     cases = load("cases")
     prior = cases.random_prior(seeded.prior().card, "bfloat16")
     assert {str(a.dtype) for a in jax.tree.leaves(prior.params)} == {"bfloat16"}
-    generate = priors.generator(prior, prior.card.preset.replace(num_steps=1))
+    config = prior.card.preset.replace(num_steps=1)
+    generate = canvas.generator(prior, config, (16, 16))
     z = jax.random.normal(jax.random.key(0), (16, 16, 3))
     image = seeded.compile_quickly(generate, z)(z)
     assert bool(np.isfinite(np.asarray(image)).all())

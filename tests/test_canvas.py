@@ -1,10 +1,17 @@
-"""Canvas sizes by hand and by what is promised of them; padding against NumPy."""
+"""Canvas sizes by hand and by what is promised of them; padding by hand."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import seeded
 
 from diip_jax import canvas
+
+STRIDE_8 = dataclasses.replace(
+    seeded.TINY, channel_mult=(1, 1, 1, 1), num_res_blocks=(1,) * 4, image_size=32
+)
 
 
 @pytest.mark.parametrize(
@@ -49,19 +56,75 @@ def test_a_mixed_folder_needs_few_programs():
     assert len(sides) <= 20
 
 
-def test_size_is_height_then_width():
-    assert canvas.canvas_size(9, 130, 8) == (16, 160)
+def test_size_is_height_then_width(tiny_prior):
+    prior = with_card(tiny_prior, architecture=STRIDE_8)
+    assert canvas.canvas_size(prior, seeded.PRESET, 9, 130) == (16, 160)
 
 
+@pytest.mark.parametrize(
+    ("any_size", "tile", "size", "tiled", "expected"),
+    [
+        (True, 0, (40, 300), False, (40, 320)),  # whole at any size
+        (True, 64, (64, 64), False, (64, 64)),
+        (True, 64, (40, 60), False, (40, 64)),
+        (True, 64, (40, 65), True, (64, 72)),  # a window must fit
+        (False, 32, (32, 32), True, (32, 32)),  # a prior of one size
+        (False, 32, (20, 32), True, (32, 32)),
+    ],
+)
+def test_windows_and_their_canvas_by_hand(
+    tiny_prior, any_size, tile, size, tiled, expected
+):
+    prior = with_card(tiny_prior, architecture=STRIDE_8, any_size=any_size)
+    config = seeded.PRESET.replace(tile=tile)
+    padded = canvas.canvas_size(prior, config, *size)
+    assert padded == expected
+    assert canvas.is_tiled(prior, config, padded) == tiled
+
+
+def with_card(prior, **changes):
+    """Return a prior of another card."""
+    return prior.replace(card=dataclasses.replace(prior.card, **changes))
+
+
+@pytest.mark.parametrize("library", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize(("shape", "size"), [((8, 8), (8, 8)), ((9, 20), (16, 24))])
-def test_padding_reflects_at_the_lower_right(shape, size):
+def test_placing_reflects_at_the_lower_right(shape, size, library):
     y = seeded.image(*shape)
-    padded = np.asarray(canvas.pad(y, size))
-    assert padded.shape == (*size, 3)
-    np.testing.assert_array_equal(padded[: shape[0], : shape[1]], y)
+    placed = canvas.place(library(y), size)
+    assert type(placed) is type(library(y))
+    assert placed.dtype == np.float32
+    placed = np.asarray(placed)
+    assert placed.shape == (*size, 3)
+    np.testing.assert_array_equal(placed[: shape[0], : shape[1]], 2 * y - 1)
     for row in range(size[0] - shape[0]):
-        mirrored = y[shape[0] - 2 - row]
-        np.testing.assert_array_equal(padded[shape[0] + row, : shape[1]], mirrored)
+        mirrored = 2 * y[shape[0] - 2 - row] - 1
+        np.testing.assert_array_equal(placed[shape[0] + row, : shape[1]], mirrored)
     for column in range(size[1] - shape[1]):
-        mirrored = padded[:, shape[1] - 2 - column]
-        np.testing.assert_array_equal(padded[:, shape[1] + column], mirrored)
+        mirrored = placed[:, shape[1] - 2 - column]
+        np.testing.assert_array_equal(placed[:, shape[1] + column], mirrored)
+
+
+def test_cutting_undoes_placing():
+    y = seeded.image(9, 20)
+    # Twice the range and back: one rounding each way.
+    back = canvas.cut(canvas.place(y, (16, 24)), (9, 20))
+    np.testing.assert_allclose(back, y, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("remat", "features", "tile", "recomputed"),
+    [
+        ("none", 10**9, 0, False),
+        ("step", 1, 0, True),
+        ("block", 1, 0, True),
+        ("auto", canvas.KEPT_FEATURES, 0, False),
+        ("auto", canvas.KEPT_FEATURES + 1, 0, True),
+        ("auto", canvas.KEPT_FEATURES + 1, 16, False),  # windows are recomputed anyway
+    ],
+)
+def test_what_is_recomputed(tiny_prior, remat, features, tile, recomputed):
+    architecture = dataclasses.replace(STRIDE_8, num_channels=1)
+    prior = with_card(tiny_prior, architecture=architecture)
+    config = seeded.PRESET.replace(remat=remat, num_steps=1, tile=tile)
+    assert canvas._recomputes_steps(prior, config, (1, features)) == recomputed

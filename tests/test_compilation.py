@@ -84,7 +84,7 @@ def scaled(tmp_path):
         def like(x, factors):
             return {"product": 0}, 0
 
-        return jax.jit(compilation.kept(scale, folder, like))
+        return jax.jit(compilation.cache_traces(scale, folder, like))
 
     return make, seen
 

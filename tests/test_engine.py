@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import diip, engine
-from diip_jax import prior as priors
+from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
 
 ROOT = Path(__file__).parents[1]
@@ -234,7 +233,7 @@ def test_progress_is_read_off_the_traces(tiny_prior, key, uninterrupted):
 
 def test_answers_on_the_way_are_the_images_of_their_iteration(tiny_prior, key):
     z = jnp.zeros((16, 16, 3))
-    g = seeded.compile_quickly(priors.generator(tiny_prior, LONG), z)
+    g = seeded.compile_quickly(canvas.generator(tiny_prior, LONG, z.shape[:2]), z)
     before = None
     for report in engine.run(tiny_prior, one_job(key), LONG, chunk=1):
         if report.finished:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import seeded
 
+from diip_jax import canvas, ddim, restore
 from diip_jax import prior as priors
-from diip_jax import restore
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Card, PriorError
 from diip_jax.schedule import Schedule, linear_alphas_cumprod
@@ -143,18 +143,19 @@ def test_generator_is_the_chain_by_hand(tiny_prior, z, schedule, timesteps):
     card = dataclasses.replace(tiny_prior.card, schedule=schedule)
     prior = tiny_prior.replace(card=card)
     config = DIIPConfig(num_steps=5, gradient="frozen")
-    g = seeded.compile_quickly(priors.generator(prior, config), z)
+    g = seeded.compile_quickly(canvas.generator(prior, config, z.shape[:2]), z)
     # float32 against float64 in the algebra, five times over.
     np.testing.assert_allclose(g(z), by_hand(prior, z, timesteps), atol=1e-4)
 
 
-def test_wrap_transforms_the_noise_predictor(tiny_prior, z):
-    config = DIIPConfig(num_steps=2, gradient="frozen")
+def test_the_noise_predictor_can_be_wrapped(tiny_prior, z):
+    timesteps = np.array([500, 0])
+    _, steps = priors.noise_predictor(tiny_prior, DIIPConfig(), timesteps)
 
-    def zero(predict_noise):
-        return lambda x_t, conditioning: jnp.zeros_like(x_t)
+    def zero(x_t, conditioning):
+        return jnp.zeros_like(x_t)
 
-    x = priors.generator(tiny_prior, config, wrap=zero)(z)
+    x = ddim.generator(zero, steps, gradient="frozen")(z)
     # Without noise x_0 = clip(z / sqrt(ab)); the second step starts there.
     ab = linear_alphas_cumprod(beta_end=2e-3)[[500, 0]]
     x_0 = np.clip(np.float64(z) / np.sqrt(ab[0]), -1, 1)
@@ -183,7 +184,7 @@ def test_schedule_of_the_card_is_used(tiny_prior):
 def test_bfloat16_reaches_the_network_alone(tiny_prior, z, remat):
     config = DIIPConfig(num_steps=2, gradient="frozen", dtype="bfloat16", remat=remat)
     assert priors.network(tiny_prior.card, config).dtype == jnp.bfloat16
-    x = jax.eval_shape(lambda z: priors.generator(tiny_prior, config)(z), z)
+    x = jax.eval_shape(lambda z: canvas.generator(tiny_prior, config, (16, 16))(z), z)
     assert x.dtype == jnp.float32
 
 

@@ -69,8 +69,9 @@ def follow(name, losses, sharpnesses, k_min, epsilon, jit=True) -> Verdict:
 
 
 def verdict(k, state) -> Verdict:
-    flags = bool(state.detected_low), bool(state.detected_high)
-    return Verdict(k, *flags, int(state.last_peak), bool(state.no_peak))
+    said = state.verdict
+    flags = bool(said.detected_low), bool(said.detected_high)
+    return Verdict(k, *flags, int(said.last_peak), bool(said.no_peak))
 
 
 def falling_loss(count, rate=0.1):
@@ -203,7 +204,7 @@ def test_thresholds_are_read_from_the_configuration():
         state = criterion.update(state, jnp.int32(k), jnp.float32(loss), jnp.float32(k))
         if k == 1:
             break
-    assert bool(state.detected_high)  # a decrease of 4 % is below 5 %
+    assert bool(state.verdict.detected_high)  # a decrease of 4 % is below 5 %
 
 
 def test_update_is_one_program_for_all_thresholds():

@@ -67,7 +67,7 @@ class Trace:
         def scale(x):
             return version * x
 
-        program = compilation.kept(scale, self.folder, lambda x: x)
+        program = compilation.cache_traces(scale, self.folder, lambda x: x)
         jax.jit(program)(np.float32(2))
 
     def read(self):

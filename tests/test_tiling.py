@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diip_jax import diip, engine, load_prior, tiling
+from diip_jax import canvas, engine, load_prior, tiling
 
 SIZES = [(64, 64, 64, 16), (96, 64, 64, 16), (200, 136, 64, 16), (128, 128, 32, 0)]
 
@@ -62,10 +62,10 @@ def test_impossible_windows_are_refused():
 def test_one_window_is_the_prior_itself(tiny_prior, key):
     config = tiny_prior.card.preset
     z = jax.random.normal(key, (16, 16, 3))
-    whole = diip.generator(tiny_prior, config, (16, 16))(z)
+    whole = canvas.generator(tiny_prior, config, (16, 16))(z)
     tiled_config = config.replace(tile=16, tile_overlap=4)
     fixed = tiny_prior.replace(card=_fixed(tiny_prior.card))
-    one = diip.generator(fixed, tiled_config, (16, 16))(z)
+    one = canvas.generator(fixed, tiled_config, (16, 16))(z)
     # The same network on the same pixels; only the order of additions may differ.
     np.testing.assert_allclose(one, whole, atol=1e-5)
 
@@ -124,7 +124,7 @@ def test_a_large_photo_has_no_seams():
     prior = load_prior("natural64")
     config = prior.card.preset.replace(tile=256, tile_overlap=64, max_iterations=4)
     answer = engine.restore_many(prior, [photo], jax.random.key(0), config)[0]
-    height = diip.canvas_size(prior, config, 500, 700)[0]
+    height = canvas.canvas_size(prior, config, 500, 700)[0]
     borders = borders_of(height, 256, 64)
     at_borders, inside = largest_jumps(answer.image, borders[borders < 500])
     assert at_borders <= inside

@@ -1,21 +1,21 @@
 """How a photo of any size is given to a prior: whole, in windows, or scaled down."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
-from diip_jax import diip, tiling
+from diip_jax import canvas, tiling
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
 
-MODES = ("auto", "native", "tile", "fit")
+SizeMode = Literal["auto", "native", "tile", "fit"]
 LARGEST_WHOLE = 512  # canvas side up to which a prior of any size is given the whole
 
 
-class Layout(NamedTuple):
-    """What is done to a photo of some size.
+class Placement(NamedTuple):
+    """How a photo of some size is given to a prior.
 
     Attributes:
         mode: "native" (whole), "tile" (windows) or "fit" (scaled down and up again).
@@ -38,15 +38,19 @@ def settings(
     Args:
         prior: the frozen model.
         config: the settings without windows.
-        mode: one of `MODES`; "auto" and "tile" give a prior of any size canvases up to
+        mode: a `SizeMode`; "auto" and "tile" give a prior of any size canvases up to
             `tile` whole, and a prior of one size windows of that size.
         tile: side of a window, and of the largest canvas given whole; None for 512, or
             the size of a prior that has only one.
         overlap: pixels that windows share; None for a quarter.
 
     Raises:
-        ValueError: the prior has no such windows, or the mode none at all.
+        ValueError: there is no such mode, the prior has no such windows, or the mode
+            has none at all.
     """
+    if mode not in get_args(SizeMode):
+        allowed = ", ".join(get_args(SizeMode))
+        raise ValueError(f"size_mode is {mode!r}; use one of {allowed}")
     card = prior.card
     side: int = card.architecture.image_size
     if mode == "native":
@@ -65,10 +69,10 @@ def settings(
     return dataclasses.replace(config, tile=tile, tile_overlap=overlap)
 
 
-def layout(
+def placement(
     prior: Prior, config: DIIPConfig, mode: str, size: tuple[int, int]
-) -> Layout:
-    """Return what is done to a photo of this height and width.
+) -> Placement:
+    """Return how a photo of this height and width is given to a prior.
 
     Raises:
         ValueError: the prior cannot restore it in this way; says the remedy.
@@ -76,20 +80,20 @@ def layout(
     if mode == "fit":
         scale = min(1, config.tile / max(size))
         scaled = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-        if scaled != size and min(scaled) < diip.SMALLEST_SIDE:
+        if scaled != size and min(scaled) < canvas.SMALLEST_SIDE:
             raise ValueError(
                 f"image is {size[1]}x{size[0]}, and {scaled[1]}x{scaled[0]} when it is "
                 "fitted; too narrow; use size_mode tile"
             )
         mode, size = ("native" if scaled == size else "fit"), scaled
-    diip.check_size(prior, config, *size)
-    canvas = diip.canvas_size(prior, config, *size)
+    canvas.check_size(prior, config, *size)
+    padded = canvas.canvas_size(prior, config, *size)
     num_tiles = 1
-    if diip.is_tiled(prior, config, canvas):
-        num_tiles = len(tiling.window_corners(canvas, config.tile, config.tile_overlap))
+    if canvas.is_tiled(prior, config, padded):
+        num_tiles = len(tiling.window_corners(padded, config.tile, config.tile_overlap))
     if mode != "fit":
         mode = "tile" if num_tiles > 1 else "native"
-    return Layout(mode, size, canvas, num_tiles)
+    return Placement(mode, size, padded, num_tiles)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
