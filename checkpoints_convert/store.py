@@ -31,6 +31,43 @@ def write(prior: Prior, folder: Path) -> None:
     priors.save(folder, prior)
 
 
+def locate(
+    name: str,
+    *,
+    cache: Path,
+    offline: bool = False,
+    progress: bool = True,
+    notify: Callable[[str], None],
+) -> Path:
+    """Return the folder of any prior: bundled, on disk, or a public checkpoint.
+
+    Args:
+        name: of a bundled prior, a folder, or a row of the registry.
+        cache: see `obtain`.
+        offline: see `obtain`.
+        progress: see `obtain`.
+        notify: see `obtain`.
+
+    Raises:
+        PriorError: nothing is called so.
+        WeightsError: it is out of reach.
+        ConversionError: it cannot be converted.
+    """
+    try:
+        return priors.locate(name)
+    except PriorError as error:
+        if Path(name).is_file():
+            raise PriorError(
+                f"{name} is a file; convert it with `python -m checkpoints_convert "
+                f"{name} OUT` and pass --prior OUT"
+            ) from error
+        if name not in weights.registry():
+            raise PriorError(
+                f"{error}; `python -m checkpoints_convert --list` names public ones"
+            ) from error
+    return obtain(name, cache=cache, offline=offline, progress=progress, notify=notify)
+
+
 def obtain(
     name: str,
     *,

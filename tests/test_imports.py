@@ -14,7 +14,8 @@ PACKAGE = ROOT / "diip_jax"
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
     {"config", "storage", "schedule", "signals", "ddim", "unets", "degradations"},
-    {"compilation", "images", "metrics", "stopping", "prior", "tiling", "canvas"},
+    {"compilation", "images", "metrics", "stopping", "prior", "tiling"},
+    {"canvas"},
     {"diip"},
     {"engine"},
     {"photos"},
@@ -26,8 +27,8 @@ INSIDE = {
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["layers", "adm", "ddpm", ""],
     "photos": [
-        *("", "record", "find", "sizing", "resume", "oracle", "reference", "plan"),
-        *("run", "terminal"),
+        *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
+        *("terminal", "command"),
     ],
 }
 # What the numerical modules at the bottom may import besides the standard library.
@@ -37,7 +38,7 @@ FOREIGN = {
     "signals": {"jax"},
     "schedule": {"numpy"},
     "ddim": {"jax", "numpy"},
-    "canvas": {"jax"},
+    "canvas": {"jax", "numpy"},
     "metrics": {"numpy"},
     "metrics.lpips": {"jax", "flax"},
     "degradations": {"numpy", "PIL"},

@@ -32,7 +32,7 @@ import main
 from checkpoints_convert import download as weights
 from diip_jax import diip, engine, images, restore
 from diip_jax import prior as priors
-from diip_jax.photos import find as inputs
+from diip_jax.photos import find
 from diip_jax.photos import terminal as console
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_acceptance_1_one_photo_and_no_other_flag(run, tmp_path):
     record = json.loads((tmp_path / "x_diip.json").read_text())
     assert record["schema"] == "diip.result/1"
     device = jax.devices()[0].device_kind
-    reason = main.REASONS[record["stop"]["reason"]]
+    reason = console.REASONS[record["stop"]["reason"]]
     assert all(said in err for said in (device, "seeded", "Apache-2.0", reason))
     assert listing(tmp_path) == ["x.png", "x_diip.json", "x_diip.png"]
 
@@ -239,8 +239,8 @@ def test_acceptance_5_the_same_photo_alone_in_a_batch_and_in_a_shard(
 ):
     for n in range(6):
         save(tmp_path / "in" / f"{n}.png", seed=n)
-    sources = [inputs.Source(Path(f"in/{n}.png"), Path(f"{n}.png")) for n in range(6)]
-    mine = inputs.shard(sources, 2, 3)[0].relative  # a photo of shard 2/3
+    sources = [find.Source(Path(f"in/{n}.png"), Path(f"{n}.png")) for n in range(6)]
+    mine = find.shard(sources, 2, 3)[0].relative  # a photo of shard 2/3
     begun = {}
     original = engine.run
 

@@ -46,15 +46,15 @@ class Source(NamedTuple):
         return stream
 
 
-def find(
+def sources(
     patterns: Iterable[str], *, recursive: bool = False, data: bytes = b""
 ) -> list[Source]:
     """Return the image files that paths, folders and globs name, in a stable order.
 
-    A file named outright is taken whatever its suffix, and even if it is missing: to
-    read it is what fails then, and the other files are restored. In folders and globs,
-    files that are not images by their suffix, dot files, the junk of file managers and
-    results of this program are passed over.
+    A file named outright is taken with any suffix, and even if it is missing: reading
+    it fails later, and the other files are restored. Folders and globs pass over files
+    that are not images by their suffix, dot files, the junk of file managers and
+    results of this program.
 
     Args:
         patterns: files, folders, globs; "-" for standard input.
@@ -68,14 +68,14 @@ def find(
     for pattern in patterns:
         path = Path(pattern)
         if pattern == STANDARD:
-            sources = [Source(path, Path("stdin"), data)]
+            named = [Source(path, Path("stdin"), data)]
         elif path.is_dir():
-            sources = _walk(path, recursive)
+            named = _walk(path, recursive)
         elif glob.has_magic(pattern) and not path.exists():
-            sources = _expand(pattern)
+            named = _expand(pattern)
         else:
-            sources = [Source(path, Path(path.name))]
-        found |= {source.path: source for source in sources}
+            named = [Source(path, Path(path.name))]
+        found |= {source.path: source for source in named}
     return list(found.values())
 
 
@@ -128,7 +128,7 @@ def is_result(path: Path) -> bool:
 
 
 def namesake(relative: Path, folder: Path) -> Path:
-    """Return the image of the same name in another folder, whatever its format.
+    """Return the image of the same name in another folder, of any format.
 
     Raises:
         InputError: there is none, or there are several.

@@ -1,4 +1,4 @@
-"""What a command will do to which photo, decided before the minutes of optimisation."""
+"""What a command will do to each photo, decided before the minutes of optimisation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,12 @@ import jax
 from diip_jax import images, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
-from diip_jax.photos import find as inputs
-from diip_jax.photos import record, sizing
+from diip_jax.photos import find, record, sizing
 from diip_jax.prior import Prior
+
+
+class UsageError(ValueError):
+    """A command asks for something impossible."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,20 +24,20 @@ class Options:
 
     Attributes:
         output: file or folder, "-" for standard output; None for the default of
-            `inputs.stems`.
+            `find.stems`.
         suffix: added to the name of an output.
         ext: output format, as in `images.output_suffix`.
         quality: of JPEG output.
         seed: of the random starts.
-        size_mode: one of `sizing.MODES`.
+        size_mode: a `sizing.SizeMode`.
         max_pixels: largest image accepted.
         num_lanes: images restored at the same time; None for what fits.
-        overwrite: restore afresh what is finished or half done.
-        save_every: iterations between two saved states; 0 for none. A state that is
-            there is gone on from in any case.
+        overwrite: restore again what is finished or half done.
+        save_every: iterations between two saved states; 0 for none. A run goes on
+            from a state that is there in any case.
         reference: clean image of a single input, or a folder with one for each input,
             of its name.
-        lpips: network of LPIPS, one of `diip_jax.lpips.NETWORKS`.
+        lpips: network of LPIPS, one of `metrics.lpips.NETWORKS`.
         lpips_weights: file of its weights; None for those of the extra [lpips].
         traces: folder that keeps traced programs for the next start, if any.
     """
@@ -63,29 +66,29 @@ class Task(NamedTuple):
         output: where to; its suffix names the format. "-.png" is standard output.
         sha256: digest of the input.
         size: height and width of the upright photo.
-        layout: how it is given to the prior.
+        placement: how it is given to the prior.
         reference: its clean image, where there is one.
     """
 
-    source: inputs.Source
+    source: find.Source
     output: Path
     sha256: str
     size: tuple[int, int]
-    layout: sizing.Layout
+    placement: sizing.Placement
     reference: Path | None = None
 
     @property
     def to_stdout(self) -> bool:
         """Whether the picture goes to standard output, and its record nowhere."""
-        return self.output.stem == inputs.STANDARD
+        return self.output.stem == find.STANDARD
 
     @property
-    def record(self) -> Path:
+    def record_path(self) -> Path:
         """Where the JSON record goes."""
         return self.output.with_suffix(".json")
 
     @property
-    def state(self) -> Path:
+    def state_path(self) -> Path:
         """Where the state of an unfinished restoration is kept."""
         return self.output.with_name(f".{self.output.name}.state")
 
@@ -104,9 +107,9 @@ class Plan(NamedTuple):
     failed: list[tuple[Path, str]]
 
 
-def plan(
+def decide(
     prior: Prior,
-    sources: Sequence[inputs.Source],
+    sources: Sequence[find.Source],
     config: DIIPConfig,
     options: Options,
     *,
@@ -116,47 +119,53 @@ def plan(
 
     Args:
         prior: the frozen model.
-        sources: the inputs.
+        sources: of `find.sources`.
         config: the settings.
         options: of the command.
         many: the command named more than one file; then finished ones are passed over.
 
     Raises:
-        inputs.OutputError: outputs collide with one another, or with an input.
+        OutputError: outputs collide with one another, or with an input.
+        UsageError: there are many photos and one clean image.
     """
-    same = digest(prior, config, options)
+    if many and options.reference is not None and not options.reference.is_dir():
+        raise UsageError(
+            f"--reference {options.reference} is no folder; for many images name a "
+            "folder of clean ones with the same names"
+        )
+    settings_digest = digest(prior, config, options)
     result = Plan([], [], [])
     for source, stem in zip(sources, _stems(sources, options, many), strict=True):
         try:
             sha256 = record.sha256(source.content())
-            earlier = _finished(stem, same, sha256, options)
+            earlier = _finished(stem, settings_digest, sha256, options)
             if many and earlier is not None and not options.overwrite:
                 result.finished.append((source.path, earlier))
             else:
                 task = _task(prior, source, stem, sha256, config, options)
                 result.tasks.append(task)
-        except (ImageError, inputs.InputError) as error:
+        except (ImageError, find.InputError) as error:
             result.failed.append((source.path, str(error)))
     _refuse_inputs(sources, result.tasks, options)
     return result
 
 
-def _stems(
-    sources: Sequence[inputs.Source], options: Options, many: bool
-) -> list[Path]:
+def _stems(sources: Sequence[find.Source], options: Options, many: bool) -> list[Path]:
     from_stdin = any(source.data is not None for source in sources)
-    to_stdout = options.output == inputs.STANDARD
+    to_stdout = options.output == find.STANDARD
     if many and (from_stdin or to_stdout):
-        raise inputs.OutputError("standard input and output take one image each")
+        raise find.OutputError("standard input and output take one image each")
     if to_stdout or (from_stdin and options.output is None):
-        return [Path(inputs.STANDARD)]
-    return inputs.stems(sources, options.output, suffix=options.suffix, many=many)
+        return [Path(find.STANDARD)]
+    return find.stems(sources, options.output, suffix=options.suffix, many=many)
 
 
-def _finished(stem: Path, same: str, sha256: str, options: Options) -> Path | None:
+def _finished(
+    stem: Path, settings_digest: str, sha256: str, options: Options
+) -> Path | None:
     """Return the output of an earlier run with the same settings, if it is there."""
     content = record.read(stem.with_name(f"{stem.name}.json"))
-    if content is None or not record.is_finished(content, same, sha256):
+    if content is None or not record.is_finished(content, settings_digest, sha256):
         return None
     if options.reference is not None and content["metrics"]["psnr"] is None:
         return None  # it was not compared with anything
@@ -166,7 +175,7 @@ def _finished(stem: Path, same: str, sha256: str, options: Options) -> Path | No
 
 def _task(
     prior: Prior,
-    source: inputs.Source,
+    source: find.Source,
     stem: Path,
     sha256: str,
     config: DIIPConfig,
@@ -175,26 +184,26 @@ def _task(
     photo = images.read(source.content(), max_pixels=options.max_pixels)
     size = photo.rgb.shape[0], photo.rgb.shape[1]
     try:
-        layout = sizing.layout(prior, config, options.size_mode, size)
+        placement = sizing.placement(prior, config, options.size_mode, size)
     except ValueError as error:
         raise ImageError(f"cannot restore {source.path}: {error}") from error
-    if inputs.is_file_name(options.output):
+    if find.is_file_name(options.output):
         output = Path(str(options.output))
     else:
         suffix = images.output_suffix(photo, options.ext)
         output = stem.with_name(stem.name + suffix)
     _check_format(photo, output)
     reference = _reference(source, size, options)
-    return Task(source, output, sha256, size, layout, reference)
+    return Task(source, output, sha256, size, placement, reference)
 
 
 def _reference(
-    source: inputs.Source, size: tuple[int, int], options: Options
+    source: find.Source, size: tuple[int, int], options: Options
 ) -> Path | None:
     """Return the clean image of a photo, after a look at it."""
     path = options.reference
     if path is not None and path.is_dir():
-        path = inputs.namesake(source.relative, path)
+        path = find.namesake(source.relative, path)
     if path is None:
         return None
     height, width, _ = images.read(path, max_pixels=options.max_pixels).rgb.shape
@@ -217,14 +226,14 @@ def _check_format(photo: Photo, output: Path) -> None:
 
 
 def _refuse_inputs(
-    sources: Sequence[inputs.Source], tasks: Sequence[Task], options: Options
+    sources: Sequence[find.Source], tasks: Sequence[Task], options: Options
 ) -> None:
     kept = {source.path.resolve() for source in sources}
     kept |= {task.reference.resolve() for task in tasks if task.reference is not None}
     for task in tasks:
-        for path in (task.output, task.record):
+        for path in (task.output, task.record_path):
             if path.resolve() in kept:
-                raise inputs.OutputError(
+                raise find.OutputError(
                     f"{path} is an input of this run; choose another --output"
                 )
 
@@ -248,7 +257,7 @@ def check_writable(tasks: Sequence[Task]) -> None:
             raise ImageError(
                 f"cannot write to {folder}: {error.strerror}; choose another --output"
             ) from error
-        for path in (task.output, task.record):
+        for path in (task.output, task.record_path):
             try:
                 if folder not in tried or path.is_dir():
                     storage.check_writable(path)
@@ -266,9 +275,9 @@ def digest(prior: Prior, config: DIIPConfig, options: Options) -> str:
 
 def key(seed: int, relative: Path) -> jax.Array:
     """Return the key of a photo: the same in any batch, order or shard."""
-    return jax.random.fold_in(jax.random.key(seed), inputs.name_hash(relative))
+    return jax.random.fold_in(jax.random.key(seed), find.name_hash(relative))
 
 
 def unet_calls(task: Task, config: DIIPConfig) -> int:
     """Return how often the network is evaluated at most."""
-    return config.max_iterations * config.num_steps * task.layout.num_tiles
+    return config.max_iterations * config.num_steps * task.placement.num_tiles

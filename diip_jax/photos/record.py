@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diip_jax import images, storage
+from diip_jax import images, metrics, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import Photo
@@ -66,7 +66,7 @@ def warnings(
         restoration: the answer.
         config: the settings used.
         change: as from `change`.
-        mode: what was done to the size, as in `sizing.Layout`.
+        mode: how the photo was given to the prior, as in `sizing.Placement`.
     """
     reason, complete = int(restoration.reason), is_complete(restoration, config)
     shift = max(abs(value or 0) for value in change["mean_rgb"])
@@ -90,11 +90,17 @@ def change(degraded: np.ndarray, restored: np.ndarray) -> dict[str, Any]:
     }
 
 
-def source(path: Path, photo: Photo, digest: str) -> dict[str, Any]:
-    """Return what a record says of its input; `digest` is its SHA-256."""
+def describe_input(path: Path, photo: Photo, sha256: str) -> dict[str, Any]:
+    """Return what a record says of the photo that was restored.
+
+    Args:
+        path: its file.
+        photo: what was read.
+        sha256: digest of the file.
+    """
     return {
         "path": str(path),
-        "sha256": digest,
+        "sha256": sha256,
         "size": list(photo.stored_size),
         "mode": photo.mode,
         "format": photo.format,
@@ -125,9 +131,28 @@ def curves(restoration: Restoration) -> dict[str, list[float | None]]:
     return {name: [_number(v) for v in t[:done]] for name, t in traces.items()}
 
 
+def scores(
+    values: Mapping[str, float | None], lpips_missing: str | None
+) -> dict[str, Any]:
+    """Return what a record says of scores, with their convention.
+
+    Args:
+        values: scores by name, None where unknown.
+        lpips_missing: why there is no LPIPS, if there is none.
+    """
+    convention = {"convention": metrics.CONVENTION, "lpips_missing": lpips_missing}
+    return {**rounded(values), **convention}
+
+
 def rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
     """Return numbers as JSON takes them: six digits, None where not finite."""
     return {name: v if v is None else _number(v) for name, v in values.items()}
+
+
+def brief(status: str, photo: Path, output: Path) -> dict[str, Any]:
+    """Return the record of a photo that is not restored now: skipped or planned."""
+    paths = {"input": {"path": str(photo)}, "output": {"path": str(output)}}
+    return {"schema": SCHEMA, "status": status, **paths}
 
 
 def failure(path: Path, message: str, exit_code: int) -> dict[str, Any]:
@@ -196,18 +221,18 @@ def read(path: Path) -> dict[str, Any] | None:
     return content if ours else None
 
 
-def is_finished(content: Mapping[str, Any] | None, digest: str, source: str) -> bool:
+def is_finished(content: Mapping[str, Any] | None, digest: str, sha256: str) -> bool:
     """Tell whether a record is of a complete restoration with these settings.
 
     Args:
         content: of the record, as from `read`.
         digest: `config_hash` of the settings.
-        source: SHA-256 of the input.
+        sha256: digest of the input.
     """
     if content is None or content.get("status") != "ok":
         return False
     same = content.get("config_hash") == digest
-    return same and (content.get("input") or {}).get("sha256") == source
+    return same and (content.get("input") or {}).get("sha256") == sha256
 
 
 def _number(value: Any) -> float | None:

@@ -1,61 +1,120 @@
-"""How near a restoration came to a clean image that somebody has: all metrics at once.
+"""How near a restoration came to a clean image that somebody has, and the best stop.
 
 Only experiments and `--reference` use this; a restoration never sees a clean image.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from diip_jax import metrics
+from diip_jax import canvas, engine, images, metrics, stopping
+from diip_jax.config import DIIPConfig
+from diip_jax.diip import DIIPState
+from diip_jax.images import Photo
 from diip_jax.metrics import lpips, lpips_weights
-from diip_jax.metrics.lpips import Weights
+from diip_jax.prior import Prior
 
 
-class Judge(NamedTuple):
-    """What it takes to compare images.
+class PerceptualMetric(NamedTuple):
+    """LPIPS, as far as this machine has it.
 
     Attributes:
-        network: that of LPIPS, one of `lpips.NETWORKS`.
+        network: one of `lpips.NETWORKS`.
         weights: its weights; None where there are none.
         missing: why there are none, else empty.
     """
 
     network: str
-    weights: Weights | None
+    weights: lpips.Weights | None
     missing: str = ""
 
 
-def judge(network: str, weights_path: Path | None = None) -> Judge:
+def perceptual_metric(
+    network: str, weights_path: Path | None = None
+) -> PerceptualMetric:
     """Read the weights of LPIPS, where they are installed or named.
 
     Raises:
         LPIPSError: a file of weights was named and is not one.
     """
     try:
-        return Judge(network, lpips_weights.load(network, weights_path))
+        return PerceptualMetric(network, lpips_weights.load(network, weights_path))
     except lpips_weights.LPIPSError as error:
         if weights_path is not None:
             raise
-        return Judge(network, None, str(error))
+        return PerceptualMetric(network, None, str(error))
 
 
-def names(network: str) -> list[str]:
-    """Return the names of all scores of `compare`."""
-    scores = ("psnr", "ssim", f"lpips_{network}")
-    return [name for score in scores for name in (f"{score}_before", score)]
+class BestStop(NamedTuple):
+    """The best stop in hindsight (Table 3).
+
+    Attributes:
+        psnr: its PSNR in dB.
+        iteration: counted from 0.
+    """
+
+    psnr: float
+    iteration: int
+
+
+class Comparison:
+    """The restoration of one photo against its clean image."""
+
+    def __init__(self, perceptual: PerceptualMetric, clean: np.ndarray, photo: Photo):
+        """Start to compare.
+
+        Args:
+            perceptual: of `perceptual_metric`.
+            clean: the clean image, (H, W, 3) in [0, 1].
+            photo: the degraded photo of the same size.
+        """
+        self._perceptual, self._clean, self._photo = perceptual, clean, photo
+        self._psnrs: dict[int, float] = {}
+
+    def observe(self, iteration: int, image: np.ndarray) -> None:
+        """Note the PSNR of an iteration's image, (H, W, 3) in [0, 1]."""
+        seen = as_written(image, self._photo)
+        self._psnrs[iteration] = metrics.psnr(self._clean, seen)
+
+    def scores(self, restored: np.ndarray, budget: int) -> dict[str, float | None]:
+        """Return all scores by name, as in `score_names`.
+
+        Args:
+            restored: the answer, (H, W, 3) in [0, 1].
+            budget: iterations of a whole run; the best stop is unknown unless each of
+                them was observed.
+        """
+        seen = as_written(restored, self._photo)
+        found = compare(self._perceptual, self._clean, self._photo.rgb, seen)
+        best = best_stop(self._psnrs) if len(self._psnrs) == budget else None
+        return found | {
+            "oracle_psnr": None if best is None else best.psnr,
+            "oracle_iteration": None if best is None else best.iteration,
+        }
+
+
+def score_names(network: str) -> list[str]:
+    """Return the names of all scores of a `Comparison`."""
+    names = ("psnr", "ssim", f"lpips_{network}")
+    pairs = [name for score in names for name in (f"{score}_before", score)]
+    return [*pairs, "oracle_psnr", "oracle_iteration"]
 
 
 def compare(
-    judge: Judge, reference: np.ndarray, before: np.ndarray, after: np.ndarray
+    perceptual: PerceptualMetric,
+    reference: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
 ) -> dict[str, float | None]:
-    """Return the scores of the degraded and of the restored image.
+    """Return PSNR, SSIM and LPIPS of the degraded and of the restored image.
 
     Args:
-        judge: of `judge`.
+        perceptual: of `perceptual_metric`.
         reference: the clean image, (H, W, 3) in [0, 1].
         before: the degraded image.
         after: the restored image.
@@ -64,18 +123,82 @@ def compare(
         One number per name; None for what so small an image, or a machine without
         weights for LPIPS, does not allow.
     """
-    scores: dict[str, float | None] = dict.fromkeys(names(judge.network))
+    network, weights = perceptual.network, perceptual.weights
     side = min(reference.shape[:2])
+    scores: dict[str, float | None] = dict.fromkeys(score_names(network)[:-2])
     for ending, image in (("_before", before), ("", after)):
         scores[f"psnr{ending}"] = metrics.psnr(reference, image)
         if side >= metrics.SMALLEST_SIDE:
             scores[f"ssim{ending}"] = metrics.ssim(reference, image)
-        if judge.weights is not None and side >= lpips.SMALLEST_SIDE[judge.network]:
-            distance = _lpips(judge.network, judge.weights, reference, image)
-            scores[f"lpips_{judge.network}{ending}"] = float(distance)
+        if weights is not None and side >= lpips.SMALLEST_SIDE[network]:
+            distance = _lpips(network, weights, reference, image)
+            scores[f"lpips_{network}{ending}"] = float(distance)
     return scores
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _lpips(network: str, weights: Weights, x: jax.Array, y: jax.Array) -> jax.Array:
+def _lpips(
+    network: str, weights: lpips.Weights, x: jax.Array, y: jax.Array
+) -> jax.Array:
     return lpips.lpips(network, weights, x, y)
+
+
+def as_written(image: np.ndarray, photo: Photo) -> np.ndarray:
+    """Return an image as a reader of its lossless file sees it, in [0, 1].
+
+    Args:
+        image: (H, W, 3) in [0, 1].
+        photo: the photo that it restores, which decides greyness and depth.
+    """
+    if photo.grey:
+        image = np.broadcast_to(image.mean(axis=2, keepdims=True), image.shape)
+    return images.to_uint(image, photo.bits) / (2**photo.bits - 1)
+
+
+def best_stop(psnrs: Mapping[int, float]) -> BestStop:
+    """Return the best of the PSNRs by iteration, the earliest of equals."""
+    iteration = max(sorted(psnrs), key=lambda k: psnrs[k])
+    return BestStop(psnrs[iteration], iteration)
+
+
+def latest_image(state: DIIPState, size: tuple[int, int]) -> np.ndarray:
+    """Return g(z) of a state's last iteration, (H, W, 3) in [0, 1].
+
+    At the stop this may differ from the answer, which may be an earlier peak.
+
+    Args:
+        state: on the host.
+        size: height and width of the image on its canvas.
+    """
+    return canvas.cut(np.asarray(state.x), size)
+
+
+def past_stop(
+    prior: Prior,
+    job: engine.Job,
+    state: DIIPState,
+    config: DIIPConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[engine.LaneReport]:
+    """Go on from a stop to the end of the budget; report every iteration.
+
+    Args:
+        prior: the frozen model.
+        job: the image.
+        state: where its restoration stopped.
+        config: the settings that it was made with.
+        should_stop: asked after every iteration; when true, the rest is left undone.
+    """
+    if int(state.k) >= config.max_iterations:
+        return
+    unstopped = state._replace(stopping=stopping.init())
+    reports = engine.run(
+        prior,
+        [job._replace(state=unstopped)],
+        dataclasses.replace(config, criterion="never"),
+        chunk=1,
+        should_stop=should_stop,
+    )
+    for report in reports:
+        yield from [*report.running, *report.finished]

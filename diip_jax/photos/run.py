@@ -6,27 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from diip_jax import engine, images, metrics, storage
+from diip_jax import engine, images, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState, Restoration
 from diip_jax.images import ImageError, Photo
-from diip_jax.photos import (
-    oracle,
-    record,
-    sizing,
-)
-from diip_jax.photos import (
-    plan as planning,
-)
-from diip_jax.photos import (
-    reference as scoring,
-)
-from diip_jax.photos import (
-    resume as states,
-)
+from diip_jax.photos import plan, record, reference, resume, sizing
 from diip_jax.photos.plan import Options, Task
 from diip_jax.prior import Prior
 
@@ -68,34 +54,7 @@ class Outcome(NamedTuple):
     data: bytes | None = None
 
 
-@dataclasses.dataclass
-class _Work:
-    """A photo in a lane, and what it took so far."""
-
-    photo: Photo
-    began: float
-    resumed_from: int = 0
-    last_saved: int = 0
-    num_iterations: int = 0
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
-    reference: np.ndarray | None = None
-    psnrs: dict[int, float] = dataclasses.field(default_factory=dict)
-
-
-class _Run(NamedTuple):
-    """What the functions below share."""
-
-    prior: Prior
-    tasks: Sequence[Task]
-    config: DIIPConfig
-    options: Options
-    digest: str
-    judge: scoring.Judge | None  # only where there are references
-    in_work: dict[int, _Work]
-
-
-def restore_files(
+def restore_photos(
     prior: Prior,
     tasks: Sequence[Task],
     config: DIIPConfig,
@@ -107,7 +66,7 @@ def restore_files(
 
     Args:
         prior: the frozen model.
-        tasks: of a `planning.plan`.
+        tasks: of a `plan.Plan`.
         config: the settings.
         options: of the command.
         should_stop: asked after every chunk; when true, unfinished photos are written
@@ -117,268 +76,277 @@ def restore_files(
         LPIPSError: the file named for LPIPS does not hold its weights.
         StateError: a saved state is damaged, or cannot be written.
     """
-    same = planning.digest(prior, config, options)
-    judge = None
-    if options.reference is not None:
-        judge = scoring.judge(options.lpips, options.lpips_weights)
-    run = _Run(prior, tasks, config, options, same, judge, {})
-    jobs = [_job(run, index) for index in range(len(tasks))]
-    num_done, pace = 0, math.inf  # seconds per iteration
-    spread_prior, sharding = _spread(prior, options.num_lanes, len(tasks))
-    reports = engine.run(
-        spread_prior,
-        jobs,
-        config,
-        num_lanes=options.num_lanes,
-        chunk=lambda: _chunk(run, pace),
-        sharding=sharding,
-        should_stop=should_stop,
-        traces=options.traces,
-    )
-    for report in reports:
-        pace = report.seconds / report.iterations if report.iterations else pace
-        lanes = [*report.running, *report.finished]
-        for lane in lanes:
-            _take_note(run, lane, report)
-        yield Progress(lanes, num_done, pace, _bound(run, num_done, lanes, pace))
-        for failure in report.failed:
-            num_done += 1
-            run.in_work.pop(failure.job, None)
-            yield Outcome(tasks[failure.job], error=str(failure.error))
-        for lane in report.finished:
-            if judge is not None and not report.interrupted:
-                job = jobs[lane.job]
-                yield from _look_ahead(run, job, lane, num_done, pace, should_stop)
-            num_done += 1
-            yield _finish(run, lane)
-        for lane in report.running:
-            work = run.in_work[lane.job]
-            if lane.iteration + 1 - work.last_saved >= options.save_every > 0:
-                work.last_saved = lane.iteration + 1
-                _save_state(run, lane)
-        if report.finished or report.failed:
-            yield Progress([], num_done, pace, 0.0)
+    return _Run(prior, tasks, config, options, should_stop).events()
 
 
-def _spread(
-    prior: Prior, num_lanes: int | None, num_tasks: int
-) -> tuple[Prior, jax.sharding.NamedSharding | None]:
-    """Copy the prior to as many devices as can share the lanes evenly."""
-    devices = jax.local_devices()
-    count = min(len(devices), max(num_tasks, 1))
-    while num_lanes is not None and num_lanes % count:
-        count -= 1
-    if count == 1:
-        return prior, None
-    mesh = jax.sharding.Mesh(np.asarray(devices[:count]), ("lanes",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    lanes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
-    return jax.device_put(prior, everywhere), lanes
+@dataclasses.dataclass
+class _PhotoInLane:
+    """A photo in a lane, and what it took so far."""
+
+    photo: Photo
+    began: float
+    comparison: reference.Comparison | None
+    resumed_from: int
+    last_saved: int
+    num_iterations: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
-def _job(run: _Run, index: int) -> engine.Job:
-    task, options = run.tasks[index], run.options
-    state = _saved_state(run, task)
+class _Run:
+    """One run over tasks: what its steps share, and the steps in their order."""
 
-    def load() -> np.ndarray:
-        photo = images.read(task.source.content(), max_pixels=options.max_pixels)
+    def __init__(
+        self,
+        prior: Prior,
+        tasks: Sequence[Task],
+        config: DIIPConfig,
+        options: Options,
+        should_stop: Callable[[], bool],
+    ):
+        self.prior, self.tasks, self.config = prior, tasks, config
+        self.options, self.should_stop = options, should_stop
+        self.digest = plan.digest(prior, config, options)
+        self.perceptual: reference.PerceptualMetric | None = None
+        if options.reference is not None:
+            self.perceptual = reference.perceptual_metric(
+                options.lpips, options.lpips_weights
+            )
+        self.in_lanes: dict[int, _PhotoInLane] = {}
+        self.num_done = 0
+        self.pace = math.inf  # seconds per iteration
+        self.jobs = [self._job(index) for index in range(len(tasks))]
+
+    def events(self) -> Iterator[Progress | Outcome]:
+        prior, sharding = engine.spread(
+            self.prior, self.options.num_lanes, len(self.tasks)
+        )
+        reports = engine.run(
+            prior,
+            self.jobs,
+            self.config,
+            num_lanes=self.options.num_lanes,
+            chunk=self._chunk,
+            sharding=sharding,
+            should_stop=self.should_stop,
+            traces=self.options.traces,
+        )
+        for report in reports:
+            yield from self._after_chunk(report)
+
+    # Before: the photo and the saved state that a lane starts from.
+
+    def _job(self, index: int) -> engine.Job:
+        task = self.tasks[index]
+        state = self._saved_state(task)
+        begun = 0 if state is None else int(state.k)
+
+        def load() -> np.ndarray:
+            self.in_lanes[index] = self._read(task, begun)
+            photo = self.in_lanes[index].photo
+            return sizing.resize(photo.rgb, task.placement.size)
+
+        key = plan.key(self.options.seed, task.source.relative)
+        return engine.Job(task.placement.size, load, key, state)
+
+    def _read(self, task: Task, begun: int) -> _PhotoInLane:
+        max_pixels = self.options.max_pixels
+        photo = images.read(task.source.content(), max_pixels=max_pixels)
         if record.sha256(task.source.content()) != task.sha256:
             raise ImageError(f"{task.source.path} changed during the run; run again")
-        saved = 0 if state is None else int(state.k)
-        work = _Work(photo, time.perf_counter(), saved, saved)
-        if task.reference is not None:
-            clean = images.read(task.reference, max_pixels=options.max_pixels)
-            work.reference = clean.rgb
-        run.in_work[index] = work
-        return sizing.resize(photo.rgb, task.layout.size)
+        comparison = None
+        if self.perceptual is not None and task.reference is not None:
+            clean = images.read(task.reference, max_pixels=max_pixels).rgb
+            comparison = reference.Comparison(self.perceptual, clean, photo)
+        return _PhotoInLane(photo, time.perf_counter(), comparison, begun, begun)
 
-    key = planning.key(options.seed, task.source.relative)
-    return engine.Job(task.layout.size, load, key, state)
+    def _saved_state(self, task: Task) -> DIIPState | None:
+        """Return where a killed run stood, if it had the same settings and photo."""
+        digest = self._state_digest(task)
+        anew = self.options.overwrite or self.perceptual is not None
+        if anew or not resume.is_saved(task.state_path, digest):
+            return None
+        template = engine.abstract_state(self.prior, task.placement.size, self.config)
+        return resume.load(task.state_path, template, digest)
 
+    def _chunk(self) -> int:
+        """Return the number of iterations until the next report."""
+        if self.perceptual is not None:
+            return 1  # a comparison observes every iteration
+        wanted = max(1, int(SECONDS_PER_CHUNK / self.pace))
+        return min(wanted, self.options.save_every or wanted)
 
-def _chunk(run: _Run, pace: float) -> int:
-    """Return the number of iterations until the next report."""
-    if run.judge is not None:
-        return 1  # the oracle looks at every iteration
-    wanted = max(1, int(SECONDS_PER_CHUNK / pace))
-    return min(wanted, run.options.save_every or wanted)
+    # During: after every chunk of iterations.
 
+    def _after_chunk(self, report: engine.Report) -> Iterator[Progress | Outcome]:
+        if report.iterations:
+            self.pace = report.seconds / report.iterations
+        lanes = [*report.running, *report.finished]
+        for lane in lanes:
+            self._note_progress(lane, report)
+        yield self._progress(lanes, self._bound(lanes))
+        for failure in report.failed:
+            self.in_lanes.pop(failure.job, None)
+            yield self._done(Outcome(self.tasks[failure.job], error=str(failure.error)))
+        for lane in report.finished:
+            if self.perceptual is not None and not report.interrupted:
+                yield from self._past_stop(lane)
+            yield self._done(self._finish(lane))
+        for lane in report.running:
+            self._save_if_due(lane)
+        if report.finished or report.failed:
+            yield self._progress([], 0.0)
 
-def _take_note(run: _Run, lane: engine.LaneReport, report: engine.Report) -> None:
-    work = run.in_work[lane.job]
-    work.num_iterations += report.iterations
-    work.seconds += report.seconds
-    work.compile_seconds += report.compile_seconds
-    _measure(run, lane, work)
+    def _note_progress(self, lane: engine.LaneReport, report: engine.Report) -> None:
+        photo = self.in_lanes[lane.job]
+        photo.num_iterations += report.iterations
+        photo.seconds += report.seconds
+        photo.compile_seconds += report.compile_seconds
+        self._observe(lane, lane.job)
 
+    def _progress(self, lanes: list[engine.LaneReport], bound: float) -> Progress:
+        return Progress(lanes, self.num_done, self.pace, bound)
 
-def _bound(
-    run: _Run, num_done: int, lanes: Sequence[engine.LaneReport], pace: float
-) -> float:
-    """Return the seconds that the rest takes at most, by the areas of the canvases."""
-    if not lanes:
-        return 0.0
-    areas = [math.prod(task.layout.canvas) for task in run.tasks]
-    started = {lane.job for lane in lanes}
-    # Photos are taken canvas by canvas, so which ones wait is not told by their index.
-    waiting = len(run.tasks) - num_done - len(started)
-    most = max(areas) if waiting else 0
-    left = sum(
-        (run.config.max_iterations - lane.iteration - 1) * areas[lane.job]
-        for lane in lanes
-    )
-    left += waiting * run.config.max_iterations * most
-    return pace * left / sum(areas[job] for job in started)
+    def _bound(self, lanes: Sequence[engine.LaneReport]) -> float:
+        """Return the seconds that the rest takes at most, by the areas of canvases."""
+        if not lanes:
+            return 0.0
+        areas = [math.prod(task.placement.canvas) for task in self.tasks]
+        started = {lane.job for lane in lanes}
+        # Photos are taken canvas by canvas, so which ones wait is not told by their
+        # index.
+        waiting = len(self.tasks) - self.num_done - len(started)
+        most = max(areas) if waiting else 0
+        budget = self.config.max_iterations
+        left = sum((budget - lane.iteration - 1) * areas[lane.job] for lane in lanes)
+        left += waiting * budget * most
+        return self.pace * left / sum(areas[job] for job in started)
 
+    def _save_if_due(self, lane: engine.LaneReport) -> None:
+        photo, done = self.in_lanes[lane.job], lane.iteration + 1
+        if done - photo.last_saved >= self.options.save_every > 0:
+            photo.last_saved = done
+            self._save_state(lane)
 
-def _state_digest(run: _Run, task: Task) -> str:
-    return f"{run.digest}-{task.sha256}"
+    # After: the answer, its file and its record.
 
+    def _finish(self, lane: engine.LaneReport) -> Outcome:
+        """Write a restored photo and its record."""
+        task, photo = self.tasks[lane.job], self.in_lanes.pop(lane.job)
+        answer = lane.restoration()
+        complete = record.is_complete(answer, self.config)
+        if self.options.save_every and not complete:
+            self._save_state(lane)
+        restored = sizing.resize(np.asarray(answer.image), task.size)
+        content = self._record(task, photo, answer, restored, complete)
+        try:
+            data = self._write(task, photo.photo, restored, content)
+        except (ImageError, OSError) as error:
+            return Outcome(task, error=str(error))
+        if complete and not task.to_stdout:
+            storage.remove(task.state_path)
+        return Outcome(task, content, data=data)
 
-def _saved_state(run: _Run, task: Task) -> DIIPState | None:
-    """Return where a killed run stood, if it had the same settings and photo."""
-    digest = _state_digest(run, task)
-    afresh = run.options.overwrite or run.judge is not None
-    if afresh or not states.is_saved(task.state, digest):
-        return None
-    template = engine.abstract_state(run.prior, task.layout.size, run.config)
-    return states.load(task.state, template, digest)
+    def _done(self, outcome: Outcome) -> Outcome:
+        self.num_done += 1
+        return outcome
 
-
-def _save_state(run: _Run, lane: engine.LaneReport) -> None:
-    task = run.tasks[lane.job]
-    states.save(task.state, lane.snapshot(), _state_digest(run, task))
-
-
-def _finish(run: _Run, lane: engine.LaneReport) -> Outcome:
-    """Write a restored photo and its record."""
-    task, work = run.tasks[lane.job], run.in_work.pop(lane.job)
-    answer = lane.restoration()
-    complete = record.is_complete(answer, run.config)
-    if run.options.save_every and not complete:
-        _save_state(run, lane)
-    restored = sizing.resize(np.asarray(answer.image), task.size)
-    content = _record(run, task, work, answer, restored, complete)
-    try:
-        quality = run.options.quality
+    def _write(
+        self, task: Task, photo: Photo, restored: np.ndarray, content: dict[str, Any]
+    ) -> bytes | None:
+        """Write the picture and its record; return the bytes for standard output."""
+        quality = self.options.quality
         if task.to_stdout:
             kind = images.file_format(task.output)
-            data = images.encode(restored, work.photo, kind, quality=quality)
-            return Outcome(task, content, data=data)
+            return images.encode(restored, photo, kind, quality=quality)
         task.output.parent.mkdir(parents=True, exist_ok=True)
         # A record must never stand beside a picture that it does not describe.
-        task.record.unlink(missing_ok=True)
-        images.write(task.output, restored, work.photo, quality=quality)
-        record.write(task.record, content)
-    except (ImageError, OSError) as error:
-        return Outcome(task, error=str(error))
-    if complete:
-        storage.remove(task.state)
-    return Outcome(task, content)
+        task.record_path.unlink(missing_ok=True)
+        images.write(task.output, restored, photo, quality=quality)
+        record.write(task.record_path, content)
+        return None
 
+    def _save_state(self, lane: engine.LaneReport) -> None:
+        task = self.tasks[lane.job]
+        resume.save(task.state_path, lane.snapshot(), self._state_digest(task))
 
-def _record(
-    run: _Run,
-    task: Task,
-    work: _Work,
-    answer: Restoration,
-    restored: np.ndarray,
-    complete: bool,
-) -> dict[str, Any]:
-    """Return the record of a restoration as JSON-ready values."""
-    change = record.change(work.photo.rgb, restored)
-    height, width = task.size
-    codes = record.warnings(answer, run.config, change, task.layout.mode)
-    timing = {
-        "compile_s": work.compile_seconds,
-        "total_s": time.perf_counter() - work.began,
-        "s_per_iter": work.seconds / max(work.num_iterations, 1),
-    }
-    return {
-        "schema": record.SCHEMA,
-        "status": "ok" if complete else "interrupted",
-        "input": record.source(task.source.path, work.photo, task.sha256),
-        "output": {
-            "path": "-" if task.to_stdout else str(task.output),
-            "size": [width, height],
-        },
-        "model": record.model(run.prior.card),
-        "config": {
-            **record.settings(run.config),
-            "size_mode": task.layout.mode,
-            "canvas": list(task.layout.canvas[::-1]),
-            "num_tiles": task.layout.num_tiles,
-        },
-        "config_hash": run.digest,
-        "seed": run.options.seed,
-        "resumed_from": work.resumed_from or None,
-        "stop": record.stop(answer, run.config),
-        "curves": record.curves(answer),
-        "metrics": _scores(run, work, restored),
-        "change": change,
-        "warnings": [*codes, *work.photo.warnings],
-        "timing": record.rounded(timing),
-        "memory": record.memory(),
-        "env": record.environment(),
-    }
+    def _state_digest(self, task: Task) -> str:
+        return f"{self.digest}-{task.sha256}"
 
+    def _record(
+        self,
+        task: Task,
+        photo: _PhotoInLane,
+        answer: Restoration,
+        restored: np.ndarray,
+        complete: bool,
+    ) -> dict[str, Any]:
+        """Return the record of a restoration as JSON-ready values."""
+        mode = task.placement.mode
+        change = record.change(photo.photo.rgb, restored)
+        codes = record.warnings(answer, self.config, change, mode)
+        timing = {
+            "compile_s": photo.compile_seconds,
+            "total_s": time.perf_counter() - photo.began,
+            "s_per_iter": photo.seconds / max(photo.num_iterations, 1),
+        }
+        return {
+            "schema": record.SCHEMA,
+            "status": "ok" if complete else "interrupted",
+            "input": record.describe_input(task.source.path, photo.photo, task.sha256),
+            "output": {
+                "path": "-" if task.to_stdout else str(task.output),
+                "size": [task.size[1], task.size[0]],
+            },
+            "model": record.model(self.prior.card),
+            "config": {
+                **record.settings(self.config),
+                "size_mode": mode,
+                "canvas": list(task.placement.canvas[::-1]),
+                "num_tiles": task.placement.num_tiles,
+            },
+            "config_hash": self.digest,
+            "seed": self.options.seed,
+            "resumed_from": photo.resumed_from or None,
+            "stop": record.stop(answer, self.config),
+            "curves": record.curves(answer),
+            "metrics": self._scores(photo, restored),
+            "change": change,
+            "warnings": [*codes, *photo.photo.warnings],
+            "timing": record.rounded(timing),
+            "memory": record.memory(),
+            "env": record.environment(),
+        }
 
-# Against a reference.
+    # Against a clean image.
 
+    def _past_stop(self, lane: engine.LaneReport) -> Iterator[Progress]:
+        """Go on past the stop, only to learn what the best stop would have been."""
+        job, photo = self.jobs[lane.job], self.in_lanes[lane.job]
+        y = sizing.resize(photo.photo.rgb, job.size)
+        job = job._replace(load=lambda: y)  # its own would read the photo anew
+        ahead = reference.past_stop(
+            self.prior, job, lane.snapshot(), self.config, should_stop=self.should_stop
+        )
+        for later in ahead:
+            later = later._replace(job=lane.job)
+            self._observe(later, lane.job)
+            left = self.config.max_iterations - later.iteration - 1
+            yield self._progress([later], left * self.pace)
 
-def _look_ahead(
-    run: _Run,
-    job: engine.Job,
-    lane: engine.LaneReport,
-    num_done: int,
-    pace: float,
-    should_stop: Callable[[], bool],
-) -> Iterator[Progress]:
-    """Go on past the stop, only to learn what the best stop would have been."""
-    work = run.in_work[lane.job]
-    y = sizing.resize(work.photo.rgb, job.size)
-    job = job._replace(load=lambda: y)  # its own would begin the work anew
-    ahead = oracle.run_on(
-        run.prior, job, lane.snapshot(), run.config, should_stop=should_stop
-    )
-    for later in ahead:
-        later = later._replace(job=lane.job)
-        _measure(run, later, work)
-        left = run.config.max_iterations - later.iteration - 1
-        yield Progress([later], num_done, pace, left * pace)
+    def _observe(self, lane: engine.LaneReport, index: int) -> None:
+        """Show an iteration's image, which at the stop may not be the answer."""
+        task, comparison = self.tasks[index], self.in_lanes[index].comparison
+        if comparison is not None:
+            latest = reference.latest_image(lane.snapshot(), task.placement.size)
+            comparison.observe(lane.iteration, sizing.resize(latest, task.size))
 
-
-def _measure(run: _Run, lane: engine.LaneReport, work: _Work) -> None:
-    """Note the PSNR of an iteration, which at the stop is not always the answer's."""
-    if work.reference is None:
-        return
-    task = run.tasks[lane.job]
-    latest = oracle.iterate(lane.snapshot(), task.layout.size)
-    seen = _as_written(sizing.resize(latest, task.size), work.photo)
-    work.psnrs[lane.iteration] = metrics.psnr(work.reference, seen)
-
-
-def _scores(run: _Run, work: _Work, restored: np.ndarray) -> dict[str, Any]:
-    """Return the scores before and after, and the oracle's; None where unknown."""
-    names = [*scoring.names(run.options.lpips), "oracle_psnr", "oracle_iteration"]
-    scores: dict[str, float | None] = dict.fromkeys(names)
-    missing = None
-    if run.judge is not None and work.reference is not None:
-        seen = _as_written(restored, work.photo)
-        scores |= scoring.compare(run.judge, work.reference, work.photo.rgb, seen)
-        missing = run.judge.missing or None
-        if len(work.psnrs) == run.config.max_iterations:  # else it was cut short
-            best = oracle.best(work.psnrs)
-            scores |= {"oracle_psnr": best.psnr, "oracle_iteration": best.iteration}
-    return {
-        **record.rounded(scores),
-        "convention": metrics.CONVENTION,
-        "lpips_missing": missing,
-    }
-
-
-def _as_written(image: np.ndarray, photo: Photo) -> np.ndarray:
-    """Return an image as a reader of its lossless file sees it, in [0, 1]."""
-    if photo.grey:
-        image = np.broadcast_to(image.mean(axis=2, keepdims=True), image.shape)
-    return images.to_uint(image, photo.bits) / (2**photo.bits - 1)
+    def _scores(self, photo: _PhotoInLane, restored: np.ndarray) -> dict[str, Any]:
+        """Return the scores before and after, and the best stop's; None if unknown."""
+        names = reference.score_names(self.options.lpips)
+        scores: dict[str, float | None] = dict.fromkeys(names)
+        missing = None
+        if self.perceptual is not None and photo.comparison is not None:
+            scores = photo.comparison.scores(restored, self.config.max_iterations)
+            missing = self.perceptual.missing or None
+        return record.scores(scores, missing)

@@ -1,26 +1,170 @@
-"""What a command says on a terminal, and how it hears Ctrl-C."""
+"""What a command says: messages, the bar, JSON, and how it hears Ctrl-C.
 
+Pictures and JSON go to standard output, all else to standard error.
+"""
+
+import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from diip_jax.config import DIIPConfig
-from diip_jax.photos.run import Progress
+from diip_jax.photos import record
+from diip_jax.photos.run import Outcome, Progress
 
 SECONDS_BETWEEN_LINES = 30
 EXIT_INTERRUPTED = 130
+REASONS = {
+    "high_frequency": "stopped before the noise came in",
+    "low_frequency": "stopped before the sharpness was lost",
+    "max_iterations": "reached the budget of iterations",
+    "diverged": "diverged",
+    "interrupted": "interrupted",
+}
+WARNINGS = {
+    "interrupted": "this is the restoration as it stood",
+    "no_stop": "no criterion fired; --max_iterations ended the run",
+    "diverged": "the loss is not finite; try a smaller --learning_rate",
+    "no_peak": "no sharpness peak was seen; the sharpest late iterate was taken",
+    "scaled_down": "the photo was scaled down to the prior's size and up again; "
+    "--size_mode tile keeps its detail",
+    "colour_shift": "the mean colour moved by more than 2 %",
+}
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """Write a line to stderr, above the bar that may be there."""
     with tqdm.external_write_mode(file=sys.stderr):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+class Terminal:
+    """What one command says, as its flags ask for it."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        json: bool = False,
+        progress: bool = True,
+        failure_code: int = 1,
+    ):
+        """Note what is wanted.
+
+        Args:
+            quiet: errors alone are said.
+            verbose: details are said too.
+            json: a JSON object per photo goes to standard output.
+            progress: a bar shows how far a run is, or a line now and then.
+            failure_code: what the JSON of a photo that failed gives as exit code.
+        """
+        self.quiet, self.verbose, self.json = quiet, verbose, json
+        self._progress, self._failure_code = progress and not quiet, failure_code
+
+    def say(self, text: str) -> None:
+        """Say something that --quiet keeps silent."""
+        if not self.quiet:
+            write_line(text)
+
+    def detail(self, text: str) -> None:
+        """Say something that --verbose asks for."""
+        if self.verbose:
+            self.say(text)
+
+    def fail(self, photo: Path, reason: str) -> None:
+        """Tell that a photo failed."""
+        write_line(f"error: {reason}")
+        self.emit(record.failure(photo, reason, self._failure_code))
+
+    def emit(self, content: Mapping[str, Any]) -> None:
+        """Print a JSON object if that was asked for.
+
+        A reader that went away does not end the run: the files are what it is for.
+        """
+        if not self.json:
+            return
+        try:
+            sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still written to the closed pipe vanishes without an error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def give(self, text: str, content: Mapping[str, Any]) -> None:
+        """Give a result on standard output: a line of text, or a JSON object."""
+        if self.json:
+            self.emit(content)
+        else:
+            sys.stdout.write(f"{text}\n")
+
+    def announce(self, outcome: Outcome) -> None:
+        """Tell of a photo that is done: its picture, its JSON, and a few lines."""
+        if outcome.record is None:
+            self.fail(outcome.task.source.path, str(outcome.error))
+            return
+        if outcome.data is not None:
+            sys.stdout.buffer.write(outcome.data)
+            sys.stdout.buffer.flush()
+        self.emit(outcome.record)
+        name = outcome.record["output"]["path"]
+        self.say(f"{name}: {_summary(outcome.record)}")
+        timing = outcome.record["timing"].items()
+        times = ", ".join(f"{key} {_number(value, 3)}" for key, value in timing)
+        self.detail(f"{name}: {times}")
+        for code in outcome.record["warnings"]:
+            self.say(f"{name}: warning: {WARNINGS.get(code, code)}")
+        if outcome.task.reference is not None:
+            for line in _scores(outcome.record["metrics"]):
+                self.say(line)
+
+    def meter(self, num_photos: int, config: DIIPConfig) -> "Meter":
+        """Return what shows how far a run over so many photos is."""
+        pause = 0 if self.verbose else SECONDS_BETWEEN_LINES
+        return Meter(
+            num_photos, config, quiet=not self._progress, seconds_between_lines=pause
+        )
+
+
+def _summary(content: Mapping[str, Any]) -> str:
+    stop, seconds = content["stop"], content["timing"]["total_s"]
+    return (
+        f"{REASONS[stop['reason']]}, after {stop['at'] + 1} iterations; the picture is "
+        f"that of iteration {stop['returned']}; {seconds:.1f} s"
+    )
+
+
+def _scores(scores: Mapping[str, Any]) -> list[str]:
+    (lpips,) = (n for n in scores if n.startswith("lpips_") and n.endswith("_before"))
+    lpips = lpips.removesuffix("_before")
+    missing = scores["lpips_missing"] or ""
+    return [
+        f"PSNR {_change(scores, 'psnr', 2)} dB, SSIM {_change(scores, 'ssim', 3)} "
+        f"({scores['convention']})",
+        f"LPIPS ({lpips.removeprefix('lpips_')}) {_change(scores, lpips, 3)} "
+        f"{missing}".rstrip(),
+        f"oracle stop: {_number(scores['oracle_psnr'], 2)} dB at iteration "
+        f"{_number(scores['oracle_iteration'], 0)}",
+    ]
+
+
+def _change(scores: Mapping[str, Any], name: str, digits: int) -> str:
+    before, after = scores[f"{name}_before"], scores[name]
+    return f"{_number(before, digits)} -> {_number(after, digits)}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 class Meter:
@@ -76,7 +220,7 @@ class Meter:
         elif not self._quiet and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._pause
             unit = "photos" if self._many else "iterations at most"
-            say(f"{self._bar.n} of {self._total} {unit}: {text}")
+            write_line(f"{self._bar.n} of {self._total} {unit}: {text}")
 
     def _of_photo(self, progress: Progress) -> str:
         lane = progress.lanes[0]
@@ -109,36 +253,37 @@ class Stopper:
     def __init__(self, *, quiet: bool = False):
         """Prepare to listen; `quiet` says nothing at the first signal."""
         self._count, self._quiet = 0, quiet
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> "Stopper":
-        self._ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        self._theirs = theirs
-        self._wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        self._before = [signal.signal(s, lambda *_: None) for s in self.SIGNALS]
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._undo.callback(theirs.close)  # ends the thread
+        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, wakeup)
+        for number in self.SIGNALS:
+            handler = signal.signal(number, lambda *_: None)
+            self._undo.callback(signal.signal, number, handler)
+        threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.SIGNALS, self._before, strict=True):
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self._theirs.close()  # ends the thread
+        self._undo.close()
 
     def asked(self) -> bool:
         """Tell whether the run is to end after this chunk."""
         return self._count > 0
 
-    def _listen(self) -> None:
-        with self._ours:
-            while number := self._ours.recv(1):
+    def _listen(self, ours: socket.socket) -> None:
+        with ours:
+            while number := ours.recv(1):
                 if number[0] in self.SIGNALS:
                     self._hear()
 
     def _hear(self) -> None:
         self._count += 1
         if self._count == 1 and not self._quiet:
-            say("stopping after this chunk; press Ctrl-C again to stop at once")
+            write_line("stopping after this chunk; press Ctrl-C again to stop at once")
         elif self._count > 1:
             sys.stderr.write("error: stopped; nothing more was written\n")
             sys.stderr.flush()

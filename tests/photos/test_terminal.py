@@ -77,7 +77,7 @@ def test_a_folder(terminal):
 def test_a_line_goes_above_the_bar(terminal):
     with console.Meter(1, CONFIG, quiet=False) as meter:
         meter.show(Progress([lane()], 0, 0.125, 4.0))
-        console.say("a line")
+        console.write_line("a line")
     drawn = terminal.lines()
     assert "a line" in drawn
     assert drawn[drawn.index("a line") + 1].startswith("7/40")  # drawn again

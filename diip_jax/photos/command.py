@@ -1,0 +1,225 @@
+"""The command, once its flags are read: find the photos, plan, run, tell."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from diip_jax import diip, engine
+from diip_jax.config import PAPER, DIIPConfig
+from diip_jax.photos import find, plan, record, sizing
+from diip_jax.photos.plan import Options, Plan, Task
+from diip_jax.photos.run import Progress, restore_photos
+from diip_jax.photos.terminal import Stopper, Terminal
+from diip_jax.prior import Prior
+
+MANY = 20  # photos that take a while to look at
+LESS_MEMORY = "pass a smaller --tile or --batch_size, or --remat block"
+
+
+class Summary(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+        num_done: photos restored, by this run or an earlier one.
+        num_failed: photos that could not be.
+        interrupted: Ctrl-C cut it short.
+    """
+
+    num_done: int
+    num_failed: int
+    interrupted: bool
+
+
+def settings(
+    prior: Prior,
+    preset: str,
+    changes: Mapping[str, Any],
+    *,
+    size_mode: str = "auto",
+    tile: int | None = None,
+    tile_overlap: int | None = None,
+) -> DIIPConfig:
+    """Return the settings that a command asks for.
+
+    Args:
+        prior: the frozen model.
+        preset: "paper", or "prior" for the prior's own.
+        changes: settings that differ from the preset, by their names in `DIIPConfig`.
+        size_mode: see `sizing.settings`.
+        tile: see `sizing.settings`.
+        tile_overlap: see `sizing.settings`.
+
+    Raises:
+        ValueError: no restoration can use them.
+    """
+    config = PAPER if preset == "paper" else prior.card.preset
+    config = dataclasses.replace(config, **changes)
+    config = sizing.settings(prior, config, size_mode, tile, tile_overlap)
+    diip.check_config(config)
+    return config
+
+
+def run(
+    prior: Prior,
+    patterns: Sequence[str],
+    config: DIIPConfig,
+    options: Options,
+    terminal: Terminal,
+    *,
+    recursive: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    dry_run: bool = False,
+    data: bytes = b"",
+) -> Summary:
+    """Restore the photos that patterns name.
+
+    Args:
+        prior: the frozen model.
+        patterns: files, folders, globs; "-" for standard input.
+        config: the settings.
+        options: where results go, and how.
+        terminal: what is told of it.
+        recursive: look in subfolders too.
+        shard: (i, n): only the i-th of n parts of the photos, i from 1.
+        dry_run: only tell what would be done.
+        data: what standard input gave.
+
+    Raises:
+        InputError: a folder or a glob has no images.
+        OutputError: outputs collide, or fall on an input.
+        ImageError: an output cannot be written.
+        MemoryError: the device has too little memory.
+    """
+    card = prior.card
+    device = jax.devices()[0].device_kind
+    terminal.say(f"prior {card.name} ({card.licence}), device {device}")
+    values = record.settings(config).items()
+    terminal.detail(", ".join(f"{name} {value}" for name, value in values))
+
+    photos = find.sources(patterns, recursive=recursive, data=data)
+    photos = find.shard(photos, *shard)
+    if len(photos) > MANY:
+        terminal.say(f"looking at {len(photos)} photos")
+    decided = plan.decide(
+        prior, photos, config, options, many=find.names_many(patterns)
+    )
+    _tell(decided, terminal)
+    if dry_run:
+        _describe(prior, decided.tasks, config, options, terminal)
+        summary = Summary(len(decided.tasks), 0, interrupted=False)
+    else:
+        summary = _restore(prior, decided.tasks, config, options, terminal)
+    return summary._replace(
+        num_done=summary.num_done + len(decided.finished),
+        num_failed=summary.num_failed + len(decided.failed),
+    )
+
+
+def _tell(decided: Plan, terminal: Terminal) -> None:
+    """Tell of the photos that need no work, or allow none."""
+    for photo, output in decided.finished:
+        terminal.say(f"{output} is finished; pass --overwrite to restore {photo} again")
+        terminal.emit(record.brief("skipped", photo, output))
+    for photo, reason in decided.failed:
+        terminal.fail(photo, reason)
+
+
+def _restore(
+    prior: Prior,
+    tasks: Sequence[Task],
+    config: DIIPConfig,
+    options: Options,
+    terminal: Terminal,
+) -> Summary:
+    """Restore photos and tell of each."""
+    plan.check_writable(tasks)
+    for task in tasks:
+        terminal.detail(_plan_line(task, config))
+    if not tasks:
+        return Summary(0, 0, interrupted=False)
+    num_done = num_failed = num_interrupted = 0
+    meter = terminal.meter(len(tasks), config)
+    with Stopper(quiet=terminal.quiet) as stopper, meter, _out_of_memory_explained():
+        events = restore_photos(
+            prior, tasks, config, options, should_stop=stopper.asked
+        )
+        for event in events:
+            if isinstance(event, Progress):
+                meter.show(event)
+                continue
+            terminal.announce(event)
+            if event.record is None:
+                num_failed += 1
+            else:
+                num_done += 1
+                num_interrupted += event.record["status"] == "interrupted"
+    undone = len(tasks) - num_done - num_failed
+    if len(tasks) > 1:
+        terminal.say(f"{num_done} restored, {num_failed} failed, {undone} left")
+    no_best_stop = options.reference is not None and stopper.asked()
+    return Summary(
+        num_done, num_failed, bool(undone or num_interrupted or no_best_stop)
+    )
+
+
+def _describe(
+    prior: Prior,
+    tasks: Sequence[Task],
+    config: DIIPConfig,
+    options: Options,
+    terminal: Terminal,
+) -> None:
+    """Tell what restoring each photo would take."""
+    memory: dict[tuple[int, int], int | None] = {}
+    for task in tasks:
+        canvas = task.placement.canvas
+        if canvas not in memory:
+            memory[canvas] = _memory(prior, task, config, options)
+        needed = memory[canvas]
+        amount = "memory unknown" if needed is None else f"{needed / 1e6:.0f} MB"
+        what = {
+            "size": list(task.size[::-1]),
+            "canvas": list(canvas[::-1]),
+            "size_mode": task.placement.mode,
+            "num_tiles": task.placement.num_tiles,
+            "memory_bytes": needed,
+            "max_unet_calls": plan.unet_calls(task, config),
+        }
+        content = record.brief("planned", task.source.path, task.output)
+        line = f"{_plan_line(task, config)}, {amount}"
+        terminal.give(line, content | {"plan": what})
+
+
+def _memory(
+    prior: Prior, task: Task, config: DIIPConfig, options: Options
+) -> int | None:
+    program = engine.jitted_advance(options.traces)
+    num_lanes = options.num_lanes or 1
+    with _out_of_memory_explained():
+        return engine.memory(prior, task.placement.size, config, num_lanes, program)
+
+
+def _plan_line(task: Task, config: DIIPConfig) -> str:
+    """Return a line that says what is to be done to a photo."""
+    placement = task.placement
+    size, canvas = (
+        "x".join(map(str, reversed(side))) for side in (task.size, placement.canvas)
+    )
+    return (
+        f"{task.source.path} -> {task.output}: {size}, canvas {canvas}, "
+        f"{placement.mode} in {placement.num_tiles} window(s), at most "
+        f"{plan.unet_calls(task, config)} UNet calls"
+    )
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not engine.is_out_of_memory(error):
+            raise
+        raise MemoryError(f"out of memory; {LESS_MEMORY}") from error
