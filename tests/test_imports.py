@@ -23,7 +23,7 @@ ROWS = [
 LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
 INSIDE = {
-    "images": [""],
+    "images": ["photo", "metadata", "decode", "encode", ""],
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["layers", "adm", "ddpm", ""],
     "photos": [

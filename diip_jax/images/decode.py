@@ -1,0 +1,311 @@
+"""From the bytes of a file to its samples, and from those to a photo."""
+
+import contextlib
+import io
+import os
+import re
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diip_jax.images.metadata import (
+    ICC,
+    XMP,
+    integer_tag,
+    read_orientation,
+    split_exif,
+    split_xmp,
+    tiff_tags,
+)
+from diip_jax.images.photo import ImageError, Photo, import_extra, one_line, to_uint
+
+MAX_PIXELS = 2**30 // 6  # 179 million, where Pillow's own limit is
+_MAX_BYTES = 2**31  # of a file, and of its decoded samples
+# No codec packs tighter than 1-bit deflate (8256 pixels a byte), except WebP and AVIF
+# on one flat colour: a large header with fewer bytes behind it is a lie.
+_MAX_PIXELS_PER_BYTE = 10_000
+_SMALL = 2**24  # pixels that any header may claim
+
+# What a folder walk takes for a picture. HEIC is here although Pillow needs a plugin
+# for it: a refusal by name is better than a picture passed over in silence.
+READABLE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif"}
+    | {".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif"}
+)
+_SIGNATURES = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\x00|MM\x00[*]",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8[79]a",
+    "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{4,64}avi[fs])",  # before HEIF: mif1 is both
+    "HEIF": rb"....ftyp(?:he[iv][cmsx]|m[is]f1)",
+}
+
+
+class _Decoded(NamedTuple):
+    samples: np.ndarray  # (H, W, C) uint8, uint16, or float32 in [0, 1]; as stored
+    layout: str  # of C: L, RGB or CMYK, then A if there is alpha
+    mode: str
+    format: str
+    exif: Image.Exif | bytes | None
+    icc: Any
+    xmp: Any
+    warnings: tuple[str, ...]
+
+
+def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
+    """Return a name for messages, and the bytes of a file.
+
+    Args:
+        source: a path, the bytes of a file, or a binary file object.
+
+    Raises:
+        ImageError: the file cannot be read, or is larger than 2 GiB.
+    """
+    if isinstance(source, bytes):
+        return "the given bytes", source
+    is_path = isinstance(source, str | os.PathLike)
+    name = os.fspath(source) if is_path else getattr(source, "name", "the given file")
+    try:
+        with open(source, "rb") if is_path else contextlib.nullcontext(source) as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (OSError, MemoryError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(one_line(f"cannot read {name}: {reason}")) from error
+    if len(data) > _MAX_BYTES:
+        raise ImageError(f"cannot read {name}: more than 2 GiB; make it smaller")
+    return str(name), data
+
+
+def decode_photo(data: bytes, max_pixels: int) -> Photo:
+    """Return the picture in the bytes of a file.
+
+    Args:
+        data: bytes of the whole file.
+        max_pixels: largest width times height, checked before anything is decoded.
+
+    Raises:
+        ImageError: the format is not supported or the header says nonsense. Codecs
+            raise errors of their own; `codec_guard` translates them.
+    """
+    kind = _sniff(data)
+    decode = _decode_tiff if kind == "TIFF" else _decode_with_pillow
+    return _photo(decode(data, kind, max_pixels))
+
+
+def _sniff(data: bytes) -> str:
+    kinds = [k for k, v in _SIGNATURES.items() if re.match(v, data, re.DOTALL)]
+    if not kinds:
+        what = "not a picture of a known format" if data else "the file is empty"
+        raise ImageError(f"{what}; give a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file")
+    Image.init()
+    if kinds[0] not in Image.OPEN:
+        raise ImageError(f"{kinds[0]} is not read here; convert it to PNG or JPEG")
+    return kinds[0]
+
+
+def _check_size(width: int, height: int, num_bytes: int, max_pixels: int) -> None:
+    pixels = width * height
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{width}x{height} is more than {max_pixels} pixels; if you trust the file,"
+            f" pass --max_pixels {pixels}"
+        )
+    if min(width, height) < 1 or pixels > max(_SMALL, _MAX_PIXELS_PER_BYTE * num_bytes):
+        raise ImageError(
+            f"the header says {width}x{height} in a file of {num_bytes} bytes; it is"
+            " damaged, save it again"
+        )
+
+
+# From samples to a photo.
+
+
+def _photo(decoded: _Decoded) -> Photo:
+    samples, layout, notes = decoded.samples, decoded.layout, decoded.warnings
+    height, width = samples.shape[:2]
+    tag, exif, exif_notes = split_exif(decoded.exif)
+    xmp_tag, xmp = split_xmp(decoded.xmp)
+    orientation = tag or xmp_tag or 1
+    icc = decoded.icc if isinstance(decoded.icc, bytes) else None
+    if layout.startswith("CMYK") and icc:
+        icc, notes = None, (*notes, "the CMYK profile is not kept: the output is RGB")
+    samples, alpha = _upright(samples, orientation), None
+    if layout.endswith("A"):
+        samples, alpha = samples[..., :-1], samples[..., -1]
+        alpha = to_uint(alpha, 16) if alpha.dtype.kind == "f" else alpha.copy()
+    return Photo(
+        rgb=_rgb(samples),
+        alpha=alpha,
+        grey=layout.startswith("L"),
+        bits=8 if samples.dtype == np.uint8 else 16,
+        mode=decoded.mode,
+        format=decoded.format,
+        orientation=orientation,
+        stored_size=(width, height),
+        exif=exif,
+        icc=icc,
+        xmp=xmp,
+        warnings=notes + exif_notes,
+    )
+
+
+def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation: 5 to 8 swap the axes, then rows and columns flip."""
+    if orientation >= 5:
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return samples
+
+
+def _rgb(samples: np.ndarray) -> np.ndarray:
+    """(H, W, C) samples of grey, RGB or CMYK -> (H, W, 3) float32 in [0, 1]."""
+    values = samples.astype(np.float32, order="C")
+    if samples.dtype.kind == "u":
+        values /= np.iinfo(samples.dtype).max
+    if values.shape[2] == 4:
+        values = (1 - values[..., :3]) * (1 - values[..., 3:])
+    return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
+
+
+# Decoding.
+
+
+def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        _check_size(*image.size, len(data), max_pixels)
+        notes = ("only the first frame is used",) * getattr(image, "is_animated", False)
+        xmp = image.info.pop("xmp", None)  # or Pillow may turn a TIFF by it
+        image.load()  # before `info` is read: PNG may carry metadata after the pixels
+        info, mode, name = image.info, image.mode, image.format or kind
+        if kind == "PNG" and _png_depth(data) == 16:
+            layout, samples = _deep_png(data, image)
+            mode = "I;16" if layout == "L" else f"{layout};16"
+        else:
+            if kind == "PNG" and mode == "L" and "transparency" in info:
+                # Pillow widens 2 and 4-bit samples but not the transparent value.
+                info["transparency"] *= 255 // (2 ** _png_depth(data) - 1)
+            layout, samples = _pillow_samples(image)
+    pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # its depth property
+    if pixi > 9 and data[pixi : pixi + 1] > b"\x08":
+        notes += ("samples of more than 8 bits are read as 8",)
+    exif, icc, xmp = info.get("exif"), info.get("icc_profile"), info.get("xmp", xmp)
+    if exif is None and "Raw profile type exif" in info:  # from older ImageMagick
+        exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes)
+
+
+def _pillow_samples(image: Image.Image) -> tuple[str, np.ndarray]:
+    if image.mode == "CMYK":
+        return "CMYK", np.asarray(image)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if not grey and image.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX"):
+        raise ImageError(f"colour mode {image.mode} is not supported; save it as RGB")
+    layout = ("L" if grey else "RGB") + "A" * image.has_transparency_data
+    samples = np.asarray(image if image.mode == layout else image.convert(layout))
+    samples = samples.reshape(*samples.shape[:2], -1)
+    if image.mode == "P" and (samples[..., 1:3] == samples[..., :1]).all():
+        # A palette of greys holds one colour channel.
+        layout, samples = layout.replace("RGB", "L"), np.delete(samples, (1, 2), axis=2)
+    return layout, samples
+
+
+def _png_depth(data: bytes) -> int:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise ImageError("the PNG header is missing; the file is damaged")
+    return data[24]
+
+
+def _deep_png(data: bytes, image: Image.Image) -> tuple[str, np.ndarray]:
+    if image.mode.startswith("I") and "transparency" not in image.info:
+        return "L", np.asarray(image).astype(np.uint16)[..., None]
+    samples = import_extra("imagecodecs", "16-bit PNG in colour").png_decode(data)
+    samples = samples.reshape(*samples.shape[:2], -1)
+    return ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1], samples
+
+
+def _decode_tiff(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    tags = tiff_tags(data)
+    for width, height in ((256, 257), (322, 323)):  # of the picture, of a tile
+        size = integer_tag(tags, width, 1), integer_tag(tags, height, 1)
+        _check_size(*size, len(data), max_pixels)
+    if integer_tag(tags, 254, 0) & 1 or 50706 in tags:
+        raise ImageError("a camera raw file; develop it to TIFF or PNG first")
+    # Sample formats: 1 is unsigned, 4 is not stated.
+    if integer_tag(tags, 258, 1) > 8 or integer_tag(tags, 339, 1) not in (1, 4):
+        return _decode_deep_tiff(data)._replace(exif=tags)
+    decoded = _decode_with_pillow(data, kind, max_pixels)
+    # Pillow turns a TIFF while loading it: turn it back, so that every format goes
+    # through the same steps.
+    orientation = read_orientation(tags) or 1
+    stored = _upright(decoded.samples, {6: 8, 8: 6}.get(orientation, orientation))
+    return decoded._replace(samples=stored, exif=tags)
+
+
+def _decode_deep_tiff(data: bytes) -> _Decoded:
+    tifffile = import_extra("tifffile", "TIFF deeper than 8 bits")
+    import_extra("imagecodecs", "TIFF deeper than 8 bits")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        layout = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}.get(int(page.photometric), "")
+        colours = {"L": 1, "RGB": 3, "CMYK": 4}.get(layout, 99)
+        if page.samplesperpixel < colours or page.axes not in ("YX", "YXS", "SYX"):
+            raise ImageError("not a grey, RGB or CMYK TIFF; save it as RGB")
+        if page.nbytes > _MAX_BYTES:
+            raise ImageError("its samples take more than 2 GiB; make it smaller")
+        # tifffile would fill what is missing with zeros.
+        segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        missing = len(segments) < np.prod(page.chunked)
+        if missing or any(n < 1 or start + n > len(data) for start, n in segments):
+            raise ImageError("the TIFF data are truncated; save the file again")
+        stored = page.asarray(maxworkers=1)
+        icc, xmp = (page.tags.valueof(tag) for tag in (ICC, XMP))
+        notes = ("only the first frame is used",) * file.pages.is_multipage
+    if page.axes == "SYX":
+        stored = np.moveaxis(stored, 0, -1)
+    samples = _by_value(stored.reshape(*stored.shape[:2], -1), page.bitspersample)
+    if page.photometric == 0:  # white is zero
+        white = 1 if samples.dtype.kind == "f" else 65535
+        samples[..., 0] = white - samples[..., 0]
+    extra = page.extrasamples
+    alpha = samples.shape[2] > colours and (not extra or extra[0] in (1, 2))
+    if samples.shape[2] > colours + alpha:
+        notes += ("channels that are neither colour nor alpha are not kept",)
+    samples = samples[..., : colours + alpha]
+    if alpha and extra and extra[0] == 1:
+        samples = _unpremultiplied(samples)
+    layout += "A" * alpha
+    mode = f"{layout};{page.bitspersample}" + "F" * (stored.dtype.kind == "f")
+    mode = "I;16" if mode == "L;16" else mode
+    return _Decoded(samples, layout, mode, "TIFF", None, icc, xmp, notes)
+
+
+def _by_value(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Map TIFF samples to uint16, or to float32 in [0, 1]; see the module's rules."""
+    kind, low, high = samples.dtype.kind, samples.min(), samples.max()
+    if kind == "f" and low >= 0 and high <= 1:  # False for NaN
+        return samples.astype(np.float32)
+    if kind in "iu" and bits >= 16 and low >= 0 and high <= 65535:
+        return samples.astype(np.uint16)
+    if kind == "u" and bits < 16:
+        return samples.astype(np.float32) / np.float32(2**bits - 1)
+    allowed = "[0, 1]" if kind == "f" else "0..65535"
+    raise ImageError(
+        f"{samples.dtype} samples from {low} to {high}, not in {allowed}; scale them"
+        " and save as 16-bit"
+    )
+
+
+def _unpremultiplied(samples: np.ndarray) -> np.ndarray:
+    values = samples.astype(np.float32)
+    if samples.dtype == np.uint16:
+        values /= 65535
+    alpha = values[..., -1:]
+    np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
+    return np.minimum(values, 1)

@@ -1,0 +1,129 @@
+"""From the samples of a restored image to the bytes of a file; formats, suffixes."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diip_jax.images.metadata import EXIF_HEADER, ICC, LAYOUT_TAGS, XMP
+from diip_jax.images.photo import ImageError, Photo, import_extra
+
+WRITERS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
+WRITERS |= {".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def file_format(path: str | os.PathLike) -> str:
+    """Return the format that the suffix of an output file names, for `encode`.
+
+    Raises:
+        ImageError: none that can be written.
+    """
+    suffix = Path(path).suffix
+    return WRITERS[output_suffix(path, suffix or "none")]
+
+
+def output_suffix(source: Photo | str | os.PathLike, ext: str = "auto") -> str:
+    """Return the suffix, with its dot, of the file for a restored image.
+
+    Args:
+        source: the photo, or the path of its file.
+        ext: "png", "tiff", "webp" or "jpg"; "auto" keeps PNG, TIFF and WebP and makes
+            PNG of every other format, so that JPEG is written only when asked for.
+
+    Raises:
+        ImageError: `ext` is none of these.
+    """
+    if ext != "auto":
+        suffix = f".{ext.lower().removeprefix('.')}"
+        if suffix not in WRITERS:
+            raise ImageError(f"{ext!r} is not an output format; use png, tiff or webp")
+        return suffix
+    name = f"photo.{source.format}" if isinstance(source, Photo) else source
+    suffix = Path(name).suffix.lower()
+    return suffix if WRITERS.get(suffix, "JPEG") != "JPEG" else ".png"
+
+
+def encode_samples(samples: np.ndarray, like: Photo, kind: str, quality: int) -> bytes:
+    """Return the bytes of a file that holds samples and the metadata of a photo.
+
+    Args:
+        samples: (H, W, C) uint8 or uint16; 1 to 4 channels: grey or RGB, then alpha.
+        like: photo whose EXIF, ICC and XMP are written.
+        kind: "PNG", "TIFF", "WEBP" or "JPEG".
+        quality: of JPEG.
+    """
+    if kind == "PNG":
+        return _encode_png(samples, like)
+    if kind == "TIFF":
+        return _encode_tiff(samples, like)
+    return _encode_with_pillow(samples, like, kind, quality)
+
+
+def _encode_png(samples: np.ndarray, like: Photo) -> bytes:
+    if samples.dtype == np.uint16 and samples.shape[2] > 1:
+        png = import_extra("imagecodecs", "16-bit PNG in colour").png_encode(samples)
+    else:
+        png = _save(samples, "PNG")
+    chunks = b""
+    if like.icc:
+        chunks += _png_chunk(b"iCCP", b"icc\x00\x00" + zlib.compress(like.icc))
+    if like.exif:
+        chunks += _png_chunk(b"eXIf", like.exif.removeprefix(EXIF_HEADER))
+    if like.xmp:
+        chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + like.xmp)
+    return png[:33] + chunks + png[33:]  # behind the signature and IHDR
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def _encode_tiff(samples: np.ndarray, like: Photo) -> bytes:
+    """Put one deflated strip behind an EXIF block, which is a TIFF header already.
+
+    Pillow writes 8 bits only, and tifffile no EXIF directory.
+    """
+    height, width, channels = samples.shape
+    steps = samples.copy()
+    steps[:, 1:] -= samples[:, :-1]  # predictor 2, modulo 2^bits as it should be
+    strip = zlib.compress(steps.astype(steps.dtype.newbyteorder("<")).tobytes())
+    exif = Image.Exif()
+    if like.exif:
+        exif.load(like.exif)
+    for tag in LAYOUT_TAGS:
+        exif.pop(tag, None)
+    exif.endian = "<"
+    exif[256], exif[257], exif[258] = width, height, (8 * steps.itemsize,) * channels
+    exif[259], exif[262], exif[317] = 8, 1 if channels < 3 else 2, 2
+    # Pillow counts the offset of the strip (273) from the end of what it writes.
+    exif[273], exif[277], exif[278], exif[279] = 0, channels, height, len(strip)
+    optional = {338: 2 if channels in (2, 4) else None, ICC: like.icc, XMP: like.xmp}
+    for tag, value in optional.items():
+        if value:
+            exif[tag] = value
+    return exif.tobytes().removeprefix(EXIF_HEADER) + strip
+
+
+def _encode_with_pillow(
+    samples: np.ndarray, like: Photo, kind: str, quality: int
+) -> bytes:
+    metadata = {"exif": like.exif, "icc_profile": like.icc, "xmp": like.xmp}
+    options: dict[str, Any] = {name: value for name, value in metadata.items() if value}
+    if kind == "JPEG":
+        return _save(samples, kind, quality=quality, subsampling=0, **options)
+    if like.grey:  # WebP has no grey
+        samples = np.concatenate([samples[..., :1]] * 2 + [samples], axis=2)
+    return _save(samples, kind, lossless=True, exact=True, **options)
+
+
+def _save(samples: np.ndarray, kind: str, **options: Any) -> bytes:
+    samples = samples[..., 0] if samples.shape[2] == 1 else samples
+    buffer = io.BytesIO()
+    Image.fromarray(samples).save(buffer, kind, **options)
+    return buffer.getvalue()
