@@ -8,10 +8,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
 from diip_jax.images.metadata import (
-    ICC,
-    XMP,
+    PREMULTIPLIED_ALPHA,
+    REDUCED_IMAGE,
+    STRAIGHT_ALPHA,
+    UNDEFINED,
+    UNSIGNED,
+    Photometric,
     integer_tag,
     read_orientation,
     split_exif,
@@ -42,6 +47,18 @@ _SIGNATURES = {
     "GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{4,64}avi[fs])",  # before HEIF: mif1 is both
     "HEIF": rb"....ftyp(?:he[iv][cmsx]|m[is]f1)",
+}
+# The tags of the size of a TIFF's picture, and of one tile.
+_TIFF_SIZES = (
+    (Base.ImageWidth, Base.ImageLength),
+    (Base.TileWidth, Base.TileLength),
+)
+# The meanings of samples that are read.
+_LAYOUTS: dict[int, str] = {
+    Photometric.WHITE_IS_ZERO: "L",
+    Photometric.BLACK_IS_ZERO: "L",
+    Photometric.RGB: "RGB",
+    Photometric.CMYK: "CMYK",
 }
 
 
@@ -232,13 +249,15 @@ def _deep_png(data: bytes, image: Image.Image) -> tuple[str, np.ndarray]:
 
 def _decode_tiff(data: bytes, kind: str, max_pixels: int) -> _Decoded:
     tags = tiff_tags(data)
-    for width, height in ((256, 257), (322, 323)):  # of the picture, of a tile
+    for width, height in _TIFF_SIZES:
         size = integer_tag(tags, width, 1), integer_tag(tags, height, 1)
         _check_size(*size, len(data), max_pixels)
-    if integer_tag(tags, 254, 0) & 1 or 50706 in tags:
+    is_preview = integer_tag(tags, Base.NewSubfileType, 0) & REDUCED_IMAGE
+    if is_preview or Base.DNGVersion in tags:
         raise ImageError("a camera raw file; develop it to TIFF or PNG first")
-    # Sample formats: 1 is unsigned, 4 is not stated.
-    if integer_tag(tags, 258, 1) > 8 or integer_tag(tags, 339, 1) not in (1, 4):
+    bits = integer_tag(tags, Base.BitsPerSample, 1)
+    sample_format = integer_tag(tags, Base.SampleFormat, UNSIGNED)
+    if bits > 8 or sample_format not in (UNSIGNED, UNDEFINED):
         return _decode_deep_tiff(data)._replace(exif=tags)
     decoded = _decode_with_pillow(data, kind, max_pixels)
     # Pillow turns a TIFF while loading it: turn it back, so that every format goes
@@ -253,7 +272,7 @@ def _decode_deep_tiff(data: bytes) -> _Decoded:
     import_extra("imagecodecs", "TIFF deeper than 8 bits")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        layout = {0: "L", 1: "L", 2: "RGB", 5: "CMYK"}.get(int(page.photometric), "")
+        layout = _LAYOUTS.get(int(page.photometric), "")
         colours = {"L": 1, "RGB": 3, "CMYK": 4}.get(layout, 99)
         if page.samplesperpixel < colours or page.axes not in ("YX", "YXS", "SYX"):
             raise ImageError("not a grey, RGB or CMYK TIFF; save it as RGB")
@@ -265,20 +284,21 @@ def _decode_deep_tiff(data: bytes) -> _Decoded:
         if missing or any(n < 1 or start + n > len(data) for start, n in segments):
             raise ImageError("the TIFF data are truncated; save the file again")
         stored = page.asarray(maxworkers=1)
-        icc, xmp = (page.tags.valueof(tag) for tag in (ICC, XMP))
+        icc, xmp = map(page.tags.valueof, (Base.InterColorProfile, Base.XMLPacket))
         notes = ("only the first frame is used",) * file.pages.is_multipage
     if page.axes == "SYX":
         stored = np.moveaxis(stored, 0, -1)
     samples = _by_value(stored.reshape(*stored.shape[:2], -1), page.bitspersample)
-    if page.photometric == 0:  # white is zero
+    if page.photometric == Photometric.WHITE_IS_ZERO:
         white = 1 if samples.dtype.kind == "f" else 65535
         samples[..., 0] = white - samples[..., 0]
     extra = page.extrasamples
-    alpha = samples.shape[2] > colours and (not extra or extra[0] in (1, 2))
+    known = not extra or extra[0] in (PREMULTIPLIED_ALPHA, STRAIGHT_ALPHA)
+    alpha = samples.shape[2] > colours and known
     if samples.shape[2] > colours + alpha:
         notes += ("channels that are neither colour nor alpha are not kept",)
     samples = samples[..., : colours + alpha]
-    if alpha and extra and extra[0] == 1:
+    if alpha and extra and extra[0] == PREMULTIPLIED_ALPHA:
         samples = _unpremultiplied(samples)
     layout += "A" * alpha
     mode = f"{layout};{page.bitspersample}" + "F" * (stored.dtype.kind == "f")

@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
-from diip_jax.images.metadata import EXIF_HEADER, ICC, LAYOUT_TAGS, XMP
+from diip_jax.images.metadata import (
+    ADOBE_DEFLATE,
+    EXIF_HEADER,
+    HORIZONTAL_DIFFERENCES,
+    LAYOUT_TAGS,
+    STRAIGHT_ALPHA,
+    Photometric,
+)
 from diip_jax.images.photo import ImageError, Photo, import_extra
 
 WRITERS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
@@ -91,7 +99,7 @@ def _encode_tiff(samples: np.ndarray, like: Photo) -> bytes:
     """
     height, width, channels = samples.shape
     steps = samples.copy()
-    steps[:, 1:] -= samples[:, :-1]  # predictor 2, modulo 2^bits as it should be
+    steps[:, 1:] -= samples[:, :-1]  # modulo 2^bits, as the predictor wants it
     strip = zlib.compress(steps.astype(steps.dtype.newbyteorder("<")).tobytes())
     exif = Image.Exif()
     if like.exif:
@@ -99,14 +107,29 @@ def _encode_tiff(samples: np.ndarray, like: Photo) -> bytes:
     for tag in LAYOUT_TAGS:
         exif.pop(tag, None)
     exif.endian = "<"
-    exif[256], exif[257], exif[258] = width, height, (8 * steps.itemsize,) * channels
-    exif[259], exif[262], exif[317] = 8, 1 if channels < 3 else 2, 2
-    # Pillow counts the offset of the strip (273) from the end of what it writes.
-    exif[273], exif[277], exif[278], exif[279] = 0, channels, height, len(strip)
-    optional = {338: 2 if channels in (2, 4) else None, ICC: like.icc, XMP: like.xmp}
-    for tag, value in optional.items():
-        if value:
-            exif[tag] = value
+    grey = channels < 3
+    exif.update(
+        {
+            Base.ImageWidth: width,
+            Base.ImageLength: height,
+            Base.BitsPerSample: (8 * steps.itemsize,) * channels,
+            Base.Compression: ADOBE_DEFLATE,
+            Base.PhotometricInterpretation: (
+                Photometric.BLACK_IS_ZERO if grey else Photometric.RGB
+            ),
+            Base.StripOffsets: 0,  # Pillow counts from the end of what it writes
+            Base.SamplesPerPixel: channels,
+            Base.RowsPerStrip: height,
+            Base.StripByteCounts: len(strip),
+            Base.Predictor: HORIZONTAL_DIFFERENCES,
+        }
+    )
+    if channels in (2, 4):
+        exif[Base.ExtraSamples] = STRAIGHT_ALPHA
+    if like.icc:
+        exif[Base.InterColorProfile] = like.icc
+    if like.xmp:
+        exif[Base.XMLPacket] = like.xmp
     return exif.tobytes().removeprefix(EXIF_HEADER) + strip
 
 

@@ -3,9 +3,11 @@
 import io
 import re
 import struct
+from enum import IntEnum
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import Base
 
 from diip_jax.images.photo import CODEC_ERRORS, ImageError
 
@@ -14,14 +16,44 @@ _XMP_ORIENTATION = re.compile(
     rb"""\s+tiff:Orientation\s*=\s*["']([1-8])["']"""
     rb"|<tiff:Orientation>\s*([1-8])\s*</tiff:Orientation>"
 )
-_ORIENTATION, XMP, ICC = 274, 700, 34675
+_BIGTIFF_VERSION = 43
 # TIFF tags that say how the samples lie in a file, or repeat the picture (sub-images,
 # Photoshop layers). All others are metadata.
+_LAYOUT_NAMES = """
+    NewSubfileType SubfileType ImageWidth ImageLength BitsPerSample Compression
+    PhotometricInterpretation Thresholding CellWidth CellLength FillOrder StripOffsets
+    SamplesPerPixel RowsPerStrip StripByteCounts MinSampleValue MaxSampleValue
+    PlanarConfiguration FreeOffsets FreeByteCounts GrayResponseUnit GrayResponseCurve
+    T4Options T6Options TransferFunction Predictor WhitePoint PrimaryChromaticities
+    ColorMap HalftoneHints TileWidth TileLength TileOffsets TileByteCounts SubIFDs
+    InkSet ExtraSamples SampleFormat SMinSampleValue SMaxSampleValue TransferRange
+    ClipPath JPEGTables JPEGProc JpegIFOffset JpegIFByteCount JpegRestartInterval
+    JpegLosslessPredictors JpegPointTransforms JpegQTables JpegDCTables JpegACTables
+    YCbCrCoefficients YCbCrSubSampling YCbCrPositioning ReferenceBlackWhite
+    XMLPacket ImageResources InterColorProfile
+"""
+_OLD_JPEG_UNASSIGNED = 516  # the gap in the range of old-style JPEG
+_IMAGE_SOURCE_DATA = 37724  # Photoshop's layers
 LAYOUT_TAGS = (
-    *(*range(254, 260), *range(262, 267), 273, *range(277, 282), 284, *range(288, 294)),
-    *(301, *range(317, 326), 330, 332, *range(338, 344), 347, *range(512, 522)),
-    *(*range(529, 533), XMP, 34377, ICC, 37724),
+    *(Base[name] for name in _LAYOUT_NAMES.split()),
+    *(_OLD_JPEG_UNASSIGNED, _IMAGE_SOURCE_DATA),
 )
+
+# Values of TIFF tags, from TIFF 6.0 and its supplements.
+REDUCED_IMAGE = 1  # a bit of NewSubfileType: a preview of another picture
+ADOBE_DEFLATE = 8  # Compression
+HORIZONTAL_DIFFERENCES = 2  # Predictor
+UNSIGNED, UNDEFINED = 1, 4  # SampleFormat
+PREMULTIPLIED_ALPHA, STRAIGHT_ALPHA = 1, 2  # ExtraSamples
+
+
+class Photometric(IntEnum):
+    """What the samples of a TIFF mean: values of PhotometricInterpretation."""
+
+    WHITE_IS_ZERO = 0
+    BLACK_IS_ZERO = 1
+    RGB = 2
+    CMYK = 5
 
 
 def tiff_tags(data: bytes) -> Image.Exif:
@@ -34,11 +66,11 @@ def tiff_tags(data: bytes) -> Image.Exif:
         ImageError: the width or the height is missing.
     """
     tags, start = Image.Exif(), None
-    if data[2] == 43:  # BigTIFF
+    if data[2] == _BIGTIFF_VERSION:
         tags.bigtiff, tags.endian = True, "<"
         (start,) = struct.unpack_from("<8xQ", data)
     tags.load_from_fp(io.BytesIO(data), start)
-    if 256 not in tags or 257 not in tags:
+    if Base.ImageWidth not in tags or Base.ImageLength not in tags:
         raise ImageError("the TIFF header is damaged; save the file again")
     return tags
 
@@ -79,7 +111,7 @@ def split_exif(
         if isinstance(source, bytes):
             exif.load(source)
         orientation = read_orientation(exif)
-        for tag in (_ORIENTATION, *(LAYOUT_TAGS if exif is source else ())):
+        for tag in (Base.Orientation, *(LAYOUT_TAGS if exif is source else ())):
             exif.pop(tag, None)
         exif.bigtiff = False  # no other format knows it
         block = exif.tobytes() if len(exif) else None
@@ -92,7 +124,7 @@ def split_exif(
 
 def read_orientation(exif: Image.Exif) -> int | None:
     """Return the orientation, 1 to 8, or None if it is missing or none of these."""
-    value = exif.get(_ORIENTATION)
+    value = exif.get(Base.Orientation)
     return value if value in range(1, 9) else None
 
 
