@@ -1,18 +1,19 @@
-"""Image files and float arrays: every common format, and nothing lost on the way.
+"""Image files and float arrays: every common format, and nothing is lost on the way.
 
-`read` gives a `Photo`: upright colour in [0, 1], and beside it what a restoration must
-hand back untouched (alpha, depth, greyness, EXIF, ICC, XMP). `write` puts a restored
-image into a file of the same kind. Samples are mapped by value and never clipped:
+`read` returns a `Photo`: the upright colours in [0, 1], and what a restoration must
+keep (alpha, depth, greyness, EXIF, ICC, XMP). `write` puts a restored image into a file
+together with these. Samples are mapped by value and never clipped:
 
-- unsigned integers of n <= 16 bits are v / (2^n - 1);
-- signed and 32-bit integers (TIFF) are taken for 16-bit values in a wider type, as in
-  Pillow's mode "I": v / 65535, and anything outside 0..65535 is refused;
-- floats (TIFF) are taken for sRGB in [0, 1], and anything outside is refused;
-- CMYK becomes (1 - ink) (1 - black), and its profile is not kept.
+- Unsigned integers of n <= 16 bits become v / (2^n - 1).
+- Signed and 32-bit integers (TIFF) hold 16-bit values in a wider type, as in Pillow's
+  mode "I". They become v / 65535. A value outside 0..65535 is refused.
+- Floats (TIFF) hold sRGB in [0, 1]. A value outside is refused.
+- CMYK becomes (1 - ink) (1 - black). Its profile is not kept.
 
-More than 8 bits come back as 16. Only Pillow is needed, except for what it would cut to
-8 bits without a word: 16-bit PNG in colour or with alpha (imagecodecs), and TIFF deeper
-than 8 bits (tifffile). Both are in the extra `hidepth`.
+Samples of more than 8 bits are written with 16. Pillow silently cuts some files to 8
+bits; other libraries read and write those: imagecodecs 16-bit PNG in colour or with
+alpha, tifffile (with imagecodecs) TIFF deeper than 8 bits. Both are in the extra
+`hidepth`.
 """
 
 import os
@@ -45,18 +46,18 @@ __all__ = [
 def read(
     source: str | os.PathLike | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS
 ) -> Photo:
-    """Read a picture; the first frame if there are several.
+    """Read a picture, or the first frame of several.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object.
-        max_pixels: largest width times height, checked before anything is decoded.
+        source: path, bytes of a file, or binary file object.
+        max_pixels: largest width times height; checked before anything is decoded.
 
     Returns:
         The upright picture and its metadata.
 
     Raises:
-        ImageError: the file is missing, unreadable, damaged, too large, or of a kind
-            that is not supported.
+        ImageError: the file is missing, unreadable, damaged or too large, or its
+            format is not supported.
     """
     name, data = load(source)
     with codec_guard(f"cannot read {name}", "open it elsewhere and save it again"):
@@ -71,10 +72,11 @@ def write(
     The file appears whole or not at all.
 
     Args:
-        path: where to; .png, .tif, .tiff, .webp, .jpg or .jpeg names the format.
-        image: (H, W, 3) in [0, 1]; values outside are clipped.
-        like: the photo that `image` restores.
-        quality: of JPEG; the other formats are lossless.
+        path: output path; its suffix names the format: .png, .tif, .tiff, .webp, .jpg
+            or .jpeg.
+        image: restored image, (H, W, 3) in [0, 1]; values outside are clipped.
+        like: photo that `image` restores.
+        quality: JPEG quality, up to 100; the other formats are lossless.
 
     Raises:
         ImageError: the format cannot hold the picture, or the file cannot be written.
@@ -92,14 +94,14 @@ def write(
 def encode(image: ArrayLike, like: Photo, kind: str, *, quality: int = 95) -> bytes:
     """Return the bytes of a file that holds a restored image.
 
-    A grey photo stays grey: its one channel is the mean of the three. Asking for JPEG
-    (4:4:4) or WebP (lossless, three channels) by name is asking for 8 bits.
+    A grey photo stays grey: its one channel is the mean of the three. PNG and TIFF keep
+    the depth of the photo. JPEG (4:4:4) and WebP (lossless, never grey) have 8 bits.
 
     Args:
-        image: (H, W, 3) in [0, 1]; values outside are clipped.
-        like: the photo that `image` restores.
-        kind: "PNG", "TIFF", "WEBP" or "JPEG".
-        quality: of JPEG.
+        image: restored image, (H, W, 3) in [0, 1]; values outside are clipped.
+        like: photo that `image` restores.
+        kind: output format: "PNG", "TIFF", "WEBP" or "JPEG".
+        quality: JPEG quality, up to 100.
 
     Raises:
         ImageError: `kind` cannot hold the picture.

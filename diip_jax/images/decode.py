@@ -25,15 +25,15 @@ from diip_jax.images.metadata import (
 )
 from diip_jax.images.photo import ImageError, Photo, import_extra, one_line, to_uint
 
-MAX_PIXELS = 2**30 // 6  # 179 million, where Pillow's own limit is
+MAX_PIXELS = 2**30 // 6  # 179 million, Pillow's own limit
 _MAX_BYTES = 2**31  # of a file, and of its decoded samples
-# No codec packs tighter than 1-bit deflate (8256 pixels a byte), except WebP and AVIF
-# on one flat colour: a large header with fewer bytes behind it is a lie.
+# A header that claims more is a lie. 1-bit deflate packs 8256 pixels into a byte, and
+# no codec packs tighter, except WebP and AVIF on one flat colour.
 _MAX_PIXELS_PER_BYTE = 10_000
 _SMALL = 2**24  # pixels that any header may claim
 
-# What a folder walk takes for a picture. HEIC is here although Pillow needs a plugin
-# for it: a refusal by name is better than a picture passed over in silence.
+# A folder walk takes files of these suffixes for pictures. HEIC is among them although
+# Pillow needs a plugin for it: to refuse it by name is better than to skip it silently.
 READABLE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif"}
     | {".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif"}
@@ -48,12 +48,12 @@ _SIGNATURES = {
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{4,64}avi[fs])",  # before HEIF: mif1 is both
     "HEIF": rb"....ftyp(?:he[iv][cmsx]|m[is]f1)",
 }
-# The tags of the size of a TIFF's picture, and of one tile.
+# Tags with the size of a TIFF's picture, and of one tile.
 _TIFF_SIZES = (
     (Base.ImageWidth, Base.ImageLength),
     (Base.TileWidth, Base.TileLength),
 )
-# The meanings of samples that are read.
+# The photometric interpretations that are read.
 _LAYOUTS: dict[int, str] = {
     Photometric.WHITE_IS_ZERO: "L",
     Photometric.BLACK_IS_ZERO: "L",
@@ -63,8 +63,8 @@ _LAYOUTS: dict[int, str] = {
 
 
 class _Decoded(NamedTuple):
-    samples: np.ndarray  # (H, W, C) uint8, uint16, or float32 in [0, 1]; as stored
-    layout: str  # of C: L, RGB or CMYK, then A if there is alpha
+    samples: np.ndarray  # (H, W, C) uint8, uint16, or float32 in [0, 1]; not turned yet
+    layout: str  # what the channels are: L, RGB or CMYK, then A if there is alpha
     mode: str
     format: str
     exif: Image.Exif | bytes | None
@@ -77,7 +77,7 @@ def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
     """Return a name for messages, and the bytes of a file.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object.
+        source: path, bytes of a file, or binary file object.
 
     Raises:
         ImageError: the file cannot be read, or is larger than 2 GiB.
@@ -102,11 +102,11 @@ def decode_photo(data: bytes, max_pixels: int) -> Photo:
 
     Args:
         data: bytes of the whole file.
-        max_pixels: largest width times height, checked before anything is decoded.
+        max_pixels: largest width times height; checked before anything is decoded.
 
     Raises:
-        ImageError: the format is not supported or the header says nonsense. Codecs
-            raise errors of their own; `codec_guard` translates them.
+        ImageError: the format is not supported, the picture is too large, or the file
+            is damaged. Codecs raise other errors too; `codec_guard` translates them.
     """
     kind = _sniff(data)
     decode = _decode_tiff if kind == "TIFF" else _decode_with_pillow
@@ -171,7 +171,7 @@ def _photo(decoded: _Decoded) -> Photo:
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation: 5 to 8 swap the axes, then rows and columns flip."""
+    """Apply an EXIF orientation: swap the axes (5 to 8), then flip rows and columns."""
     if orientation >= 5:
         samples = samples.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -182,7 +182,7 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _rgb(samples: np.ndarray) -> np.ndarray:
-    """(H, W, C) samples of grey, RGB or CMYK -> (H, W, 3) float32 in [0, 1]."""
+    """Return (H, W, 3) float32 in [0, 1] for samples of grey, RGB or CMYK."""
     values = samples.astype(np.float32, order="C")
     if samples.dtype.kind == "u":
         values /= np.iinfo(samples.dtype).max
@@ -198,8 +198,8 @@ def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         _check_size(*image.size, len(data), max_pixels)
         notes = ("only the first frame is used",) * getattr(image, "is_animated", False)
-        xmp = image.info.pop("xmp", None)  # or Pillow may turn a TIFF by it
-        image.load()  # before `info` is read: PNG may carry metadata after the pixels
+        xmp = image.info.pop("xmp", None)  # else Pillow may turn a TIFF by it
+        image.load()  # a PNG may have metadata after the pixels: `info` comes later
         info, mode, name = image.info, image.mode, image.format or kind
         if kind == "PNG" and _png_depth(data) == 16:
             layout, samples = _deep_png(data, image)
@@ -209,7 +209,7 @@ def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
                 # Pillow widens 2 and 4-bit samples but not the transparent value.
                 info["transparency"] *= 255 // (2 ** _png_depth(data) - 1)
             layout, samples = _pillow_samples(image)
-    pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # its depth property
+    pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # where AVIF has the depth
     if pixi > 9 and data[pixi : pixi + 1] > b"\x08":
         notes += ("samples of more than 8 bits are read as 8",)
     exif, icc, xmp = info.get("exif"), info.get("icc_profile"), info.get("xmp", xmp)
@@ -260,8 +260,8 @@ def _decode_tiff(data: bytes, kind: str, max_pixels: int) -> _Decoded:
     if bits > 8 or sample_format not in (UNSIGNED, UNDEFINED):
         return _decode_deep_tiff(data)._replace(exif=tags)
     decoded = _decode_with_pillow(data, kind, max_pixels)
-    # Pillow turns a TIFF while loading it: turn it back, so that every format goes
-    # through the same steps.
+    # Pillow turns a TIFF while loading it. Turning it back lets every format take the
+    # same steps.
     orientation = read_orientation(tags) or 1
     stored = _upright(decoded.samples, {6: 8, 8: 6}.get(orientation, orientation))
     return decoded._replace(samples=stored, exif=tags)
@@ -278,11 +278,7 @@ def _decode_deep_tiff(data: bytes) -> _Decoded:
             raise ImageError("not a grey, RGB or CMYK TIFF; save it as RGB")
         if page.nbytes > _MAX_BYTES:
             raise ImageError("its samples take more than 2 GiB; make it smaller")
-        # tifffile would fill what is missing with zeros.
-        segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-        missing = len(segments) < np.prod(page.chunked)
-        if missing or any(n < 1 or start + n > len(data) for start, n in segments):
-            raise ImageError("the TIFF data are truncated; save the file again")
+        _check_segments(page, len(data))
         stored = page.asarray(maxworkers=1)
         icc, xmp = map(page.tags.valueof, (Base.InterColorProfile, Base.XMLPacket))
         notes = ("only the first frame is used",) * file.pages.is_multipage
@@ -306,8 +302,16 @@ def _decode_deep_tiff(data: bytes) -> _Decoded:
     return _Decoded(samples, layout, mode, "TIFF", None, icc, xmp, notes)
 
 
+def _check_segments(page: Any, num_bytes: int) -> None:
+    """Refuse a page with missing data, which tifffile would fill with zeros."""
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    missing = len(segments) < np.prod(page.chunked)
+    if missing or any(n < 1 or start + n > num_bytes for start, n in segments):
+        raise ImageError("the TIFF data are truncated; save the file again")
+
+
 def _by_value(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Map TIFF samples to uint16, or to float32 in [0, 1]; see the module's rules."""
+    """Return TIFF samples as uint16 or as float32 in [0, 1], by the package's rules."""
     kind, low, high = samples.dtype.kind, samples.min(), samples.max()
     if kind == "f" and low >= 0 and high <= 1:  # False for NaN
         return samples.astype(np.float32)

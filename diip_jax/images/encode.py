@@ -26,10 +26,10 @@ WRITERS |= {".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def file_format(path: str | os.PathLike) -> str:
-    """Return the format that the suffix of an output file names, for `encode`.
+    """Return the output format that the suffix of a path names, as `encode` takes it.
 
     Raises:
-        ImageError: none that can be written.
+        ImageError: the suffix names no output format.
     """
     suffix = Path(path).suffix
     return WRITERS[output_suffix(path, suffix or "none")]
@@ -39,12 +39,13 @@ def output_suffix(source: Photo | str | os.PathLike, ext: str = "auto") -> str:
     """Return the suffix, with its dot, of the file for a restored image.
 
     Args:
-        source: the photo, or the path of its file.
-        ext: "png", "tiff", "webp" or "jpg"; "auto" keeps PNG, TIFF and WebP and makes
-            PNG of every other format, so that JPEG is written only when asked for.
+        source: photo, or path of its file.
+        ext: output format: "png", "tiff", "webp", "jpg" or "auto". "auto" keeps PNG,
+            TIFF and WebP; every other format becomes PNG, so that a JPEG is written
+            only on request.
 
     Raises:
-        ImageError: `ext` is none of these.
+        ImageError: `ext` names no output format.
     """
     if ext != "auto":
         suffix = f".{ext.lower().removeprefix('.')}"
@@ -60,10 +61,10 @@ def encode_samples(samples: np.ndarray, like: Photo, kind: str, quality: int) ->
     """Return the bytes of a file that holds samples and the metadata of a photo.
 
     Args:
-        samples: (H, W, C) uint8 or uint16; 1 to 4 channels: grey or RGB, then alpha.
+        samples: grey or RGB, then alpha if there is any, (H, W, C) uint8 or uint16.
         like: photo whose EXIF, ICC and XMP are written.
-        kind: "PNG", "TIFF", "WEBP" or "JPEG".
-        quality: of JPEG.
+        kind: output format: "PNG", "TIFF", "WEBP" or "JPEG".
+        quality: JPEG quality, up to 100.
     """
     if kind == "PNG":
         return _encode_png(samples, like)
@@ -84,7 +85,7 @@ def _encode_png(samples: np.ndarray, like: Photo) -> bytes:
         chunks += _png_chunk(b"eXIf", like.exif.removeprefix(EXIF_HEADER))
     if like.xmp:
         chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + like.xmp)
-    return png[:33] + chunks + png[33:]  # behind the signature and IHDR
+    return png[:33] + chunks + png[33:]  # after the signature and IHDR
 
 
 def _png_chunk(name: bytes, content: bytes) -> bytes:
@@ -93,9 +94,9 @@ def _png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _encode_tiff(samples: np.ndarray, like: Photo) -> bytes:
-    """Put one deflated strip behind an EXIF block, which is a TIFF header already.
+    """Return an EXIF block, which is a TIFF header, and after it one deflated strip.
 
-    Pillow writes 8 bits only, and tifffile no EXIF directory.
+    Pillow writes only 8 bits, and tifffile writes no EXIF directory.
     """
     height, width, channels = samples.shape
     steps = samples.copy()

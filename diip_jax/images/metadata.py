@@ -17,8 +17,9 @@ _XMP_ORIENTATION = re.compile(
     rb"|<tiff:Orientation>\s*([1-8])\s*</tiff:Orientation>"
 )
 _BIGTIFF_VERSION = 43
-# TIFF tags that say how the samples lie in a file, or repeat the picture (sub-images,
-# Photoshop layers). All others are metadata.
+# Tags that say how the samples lie in a TIFF file, that hold the picture again
+# (sub-images, Photoshop's layers), or that are handled apart (XMP, ICC). All other tags
+# are metadata.
 _LAYOUT_NAMES = """
     NewSubfileType SubfileType ImageWidth ImageLength BitsPerSample Compression
     PhotometricInterpretation Thresholding CellWidth CellLength FillOrder StripOffsets
@@ -57,7 +58,9 @@ class Photometric(IntEnum):
 
 
 def tiff_tags(data: bytes) -> Image.Exif:
-    """Return the tags of a TIFF file's first picture: an EXIF block is a small TIFF.
+    """Return the tags of the first picture of a TIFF file.
+
+    An EXIF block is a small TIFF, so `Image.Exif` reads both.
 
     Args:
         data: bytes of the file.
@@ -76,7 +79,7 @@ def tiff_tags(data: bytes) -> Image.Exif:
 
 
 def integer_tag(tags: Image.Exif, tag: int, default: int) -> int:
-    """Return an integer tag, or the largest of its values.
+    """Return the value of an integer tag, or the largest of several.
 
     Args:
         tags: tags of a TIFF.
@@ -99,11 +102,11 @@ def split_exif(
     """Take the orientation out of EXIF.
 
     Args:
-        source: EXIF block, or the tags of a TIFF, from which those of its layout are
-            removed too; None if there is none.
+        source: EXIF block, or tags of a TIFF, or None. The layout tags of a TIFF are
+            removed too.
 
     Returns:
-        The orientation or None, the EXIF block without it or None, and warnings.
+        The orientation or None, the rest as an EXIF block or None, and warnings.
     """
     orientation = None
     try:
@@ -123,7 +126,7 @@ def split_exif(
 
 
 def read_orientation(exif: Image.Exif) -> int | None:
-    """Return the orientation, 1 to 8, or None if it is missing or none of these."""
+    """Return the orientation, 1 to 8; None if it is missing or another value."""
     value = exif.get(Base.Orientation)
     return value if value in range(1, 9) else None
 
@@ -132,10 +135,10 @@ def split_xmp(xmp: Any) -> tuple[int | None, bytes | None]:
     """Take the orientation out of XMP.
 
     Args:
-        xmp: packet as a codec gives it; anything but bytes is ignored.
+        xmp: XMP packet, or None; what is not bytes is ignored.
 
     Returns:
-        The orientation or None, and the packet without it or None.
+        The orientation or None, and the rest of the packet or None.
     """
     if not xmp or not isinstance(xmp, bytes):
         return None, None

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 
-# What Pillow, tifffile and imagecodecs raise on broken data (ValueError and
-# RuntimeError are the parents of the errors of the last two).
+# What Pillow, tifffile and imagecodecs raise on broken data. tifffile's errors are
+# ValueErrors, those of imagecodecs are RuntimeErrors.
 CODEC_ERRORS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error),
@@ -26,24 +26,27 @@ _PROCESS_SWITCHES = threading.Lock()
 
 
 class ImageError(ValueError):
-    """A file cannot be read or written; one line: what, which file, the remedy."""
+    """A file cannot be read or written; one line says what, which file, the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture as the restoration sees it, and what its file must get back.
+    """A picture, and what the file of its restoration must keep.
 
     Attributes:
-        rgb: (H, W, 3) float32 in [0, 1], upright; a grey picture has equal channels.
-        alpha: (H, W) uint8 or uint16 as stored (not premultiplied), upright, or None.
-        grey: the file holds one colour channel.
-        bits: 8 or 16, the depth to write.
+        rgb: upright colours, (H, W, 3) float32 in [0, 1]; a grey picture has three
+            equal channels.
+        alpha: upright alpha, (H, W) uint8 or uint16, or None; colours are not
+            premultiplied by it.
+        grey: whether the file holds one colour channel.
+        bits: depth to write, 8 or 16.
         mode: how the file stores samples, for the record ("P", "CMYK", "RGB;16").
         format: "PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF" or "HEIF".
-        orientation: the EXIF orientation that was applied, 1 to 8.
-        stored_size: (width, height) before it was applied.
-        exif: EXIF block ("Exif" header first) or None; without the Orientation tag and
-            the thumbnail, which would show the picture sideways and unrestored.
+        orientation: EXIF orientation that was applied, 1 to 8.
+        stored_size: (width, height) in the file, before the orientation was applied.
+        exif: EXIF block, which starts with "Exif", or None. It has no Orientation tag,
+            which would turn the picture again, and no thumbnail, which would show it
+            unrestored.
         icc: ICC profile, or None.
         xmp: XMP packet without tiff:Orientation, or None.
         warnings: what could not be used or kept, one sentence each.
@@ -64,9 +67,13 @@ class Photo:
 
 
 def to_uint(image: ArrayLike, bits: int) -> np.ndarray:
-    """Return values in [0, 1] as the nearest integers of 8 or 16 bits, clipping first.
+    """Return values in [0, 1] as the nearest integers of 8 or 16 bits.
 
-    It undoes the division of `read` exactly.
+    The division in `read` is undone exactly.
+
+    Args:
+        image: values in [0, 1], of any shape; values outside are clipped.
+        bits: depth of the integers, 8 or 16.
 
     Raises:
         ImageError: a value is NaN.
@@ -79,24 +86,30 @@ def to_uint(image: ArrayLike, bits: int) -> np.ndarray:
 
 
 def unwritable(path: Path, error: OSError) -> ImageError:
-    """Return the error that says why a file cannot be written."""
+    """Return the error that says why a file cannot be written.
+
+    Args:
+        path: path of the file.
+        error: what the system raised.
+    """
     reason = error.strerror or error
     return ImageError(one_line(f"cannot write {path}: {reason}; choose another folder"))
 
 
 @contextlib.contextmanager
 def codec_guard(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a codec raises into an ImageError, and keep codecs silent.
+    """Turn what codecs raise into an ImageError, and keep codecs silent.
 
-    Decoders answer hostile bytes with almost any exception; this is the one place that
-    translates them, and the original stays attached as the cause.
+    Decoders answer hostile bytes with almost any exception. This is the one place that
+    translates them. The original stays attached as the cause.
 
     Args:
-        what: what fails, the start of the message.
-        remedy: what the user can do, its end.
+        what: start of the message: what fails.
+        remedy: end of the message: what the user can do.
 
     Raises:
-        ImageError: a codec raised anything.
+        ImageError: a codec failed, or the guarded code raised an ImageError; both
+            messages start with `what`.
     """
     try:
         with _quiet_codecs():
@@ -114,9 +127,10 @@ def codec_guard(what: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_codecs() -> Iterator[None]:
-    """Silence the codecs and lift Pillow's size limit, which `decode` replaces.
+    """Silence the codecs and lift Pillow's size limit; `decode` has its own.
 
-    These are switches of the whole process: one thread at a time, and always restored.
+    These are switches of the whole process: one thread at a time may hold them, and
+    they are always restored.
     """
     loggers = [logging.getLogger(n) for n in ("tifffile", "PIL.TiffImagePlugin")]
     with _PROCESS_SWITCHES, warnings.catch_warnings():
@@ -142,8 +156,8 @@ def import_extra(module: str, purpose: str) -> ModuleType:
     """Return a module of the extra `hidepth`.
 
     Args:
-        module: name to import.
-        purpose: what the module is needed for, for the message.
+        module: name of the module.
+        purpose: what needs the module, the start of the message.
 
     Raises:
         ImageError: the module is not installed.
