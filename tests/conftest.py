@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jax
 import pytest
-import seeded
 
 from diip_jax import restore
 from diip_jax.prior import Prior
+from helpers import seeded
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photos and PyTorch priors, where they are present

@@ -3,17 +3,18 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-import seeded
-from conftest import ROOT
 
 from checkpoints_convert import download as weights
 from diip_jax import canvas, diip, engine
+from helpers import seeded
 
+ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "cases")
 

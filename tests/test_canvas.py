@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import canvas
+from helpers import seeded
 
 STRIDE_8 = dataclasses.replace(
     seeded.TINY, channel_mult=(1, 1, 1, 1), num_res_blocks=(1,) * 4, image_size=32

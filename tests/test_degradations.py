@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import degradations
 from diip_jax.metrics import psnr
+from helpers import seeded
 
 
 def rng(seed=0):

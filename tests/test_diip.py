@@ -1,7 +1,7 @@
 """Algorithm 1 as a loop: against recorded trajectories, the listing and PyTorch.
 
 Most tests replace the network by a formula: what is tested is the loop. The partners
-are `algorithm_1` of `test_stopping.py`, Python loops over `step`, and a PyTorch loop.
+are `helpers.algorithm`, Python loops over `step`, and a PyTorch loop.
 """
 
 import dataclasses
@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
-import test_adm
 from jax import lax
-from test_stopping import algorithm_1
 
 from diip_jax import canvas, diip, restore
 from diip_jax import prior as priors
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import StopReason
 from diip_jax.schedule import Schedule, ddim_timesteps, linear_alphas_cumprod
+from helpers import azula_unet, seeded
+from helpers.algorithm import algorithm_1
 
 SIDE = 12
 BUDGET = 50
@@ -453,9 +452,9 @@ def test_fifty_iterations_match_pytorch(gradient, shared, monkeypatch):
     azula = pytest.importorskip("azula.plugins.adm._src.unet")
     monkeypatch.setattr(azula, "checkpoint", lambda f, *args, **_: f(*args))
     state_dict = torch.load(shared / "priors" / "natural64.pt", weights_only=True)
-    model = test_adm.azula_unet(test_adm.BUNDLED, state_dict)
+    model = azula_unet.build(azula_unet.BUNDLED, state_dict)
     arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
-    card = seeded.card(test_adm.BUNDLED, schedule=Schedule())
+    card = seeded.card(azula_unet.BUNDLED, schedule=Schedule())
     prior = priors.Prior(seeded.to_tree(arrays), card)
     config = DIIPConfig(
         learning_rate=0.05,

@@ -14,29 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
+from helpers import seeded
+from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
 BUDGET = seeded.PRESET.max_iterations
-CONFIG = seeded.PRESET.replace(k_min=1000, epsilon=0.012)
 LONG = CONFIG.replace(learning_rate=1e-3, epsilon=0.0)  # small steps: nothing fires
-# Sizes of two canvases, (16, 16) and (12, 10); two images fill their canvas partly.
-SIZES = [(16, 16), (15, 16), (12, 10), (16, 16), (15, 16), (16, 16)]
 
 # A convolution over several images may add in another order than over one, and up to
 # 40 iterations carry the difference on; measured 3e-6.
 TOLERANCE = 1e-4
-
-
-def images(sizes=SIZES):
-    """Return pictures of which no two are equally hard."""
-    return [
-        0.5 + (0.2 + 0.05 * i) * (seeded.image(*size, seed=i) - 0.5)
-        for i, size in enumerate(sizes)
-    ]
 
 
 def jobs_of(pictures, key, states=None):
@@ -411,33 +401,6 @@ def test_memory_is_more_than_the_weights(tiny_prior):
 
 # Eight devices
 
-TWELVE = [(16, 16)] * 12
-SHARDED = """
-import sys
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import seeded
-import test_engine as here
-from diip_jax import engine
-
-devices = jax.devices()
-assert len(devices) == 8, devices
-mesh = Mesh(np.array(devices), ("lanes",))
-prior = jax.device_put(seeded.prior(), NamedSharding(mesh, PartitionSpec()))
-restorations = engine.restore_many(
-    prior,
-    here.images(here.TWELVE),
-    jax.random.key(7),
-    here.CONFIG,
-    num_lanes=8,
-    sharding=NamedSharding(mesh, PartitionSpec("lanes")),
-)
-fields = ("image", "losses", "reason", "iteration", "num_iterations")
-stacked = {name: [getattr(r, name) for r in restorations] for name in fields}
-np.savez(sys.argv[1], **stacked)
-"""
-
 
 def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
     """Twelve images on eight lanes, one per device, against lanes on one device."""
@@ -446,14 +409,12 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SHARDED, str(path)],
+        [sys.executable, "-W", "error", "-m", "helpers.eight_devices", str(path)],
         env={
             **os.environ,
             "XLA_FLAGS": flags.strip(),
             "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": os.pathsep.join(
-                [str(ROOT), str(here), str(here / "helpers")]
-            ),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(here)]),
         },
         capture_output=True,
         text=True,

@@ -9,24 +9,22 @@ show is what the real numbers look like. Run with `-m slow -s` to see time and m
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import golden_ddpm
 import numpy as np
 import pytest
-import seeded
-import test_adm
-import test_convert
 
 from checkpoints_convert import diffusers
 from diip_jax import prior as priors
+from helpers import azula_unet, diffusers_unet, full_size, seeded, transcription
 
 ROOT = Path(__file__).parents[1]
 MOST_MEMORY = 1.6  # of the size of the file, at the peak of a conversion
-# Twice the depth and eight times the width of the networks in test_adm.py.
+# Twice the depth and eight times the width of the networks in unets/test_adm.py.
 FORWARD = 1e-5
 TIMESTEP = 666
 
@@ -43,88 +41,27 @@ peak = 1024 * int(fields["VmHWM"].split()[0])
 print(json.dumps({"code": code, "peak": peak, "s": time.perf_counter() - start}))
 """
 
-WRITE = """
-import sys, torch
-sys.path[:0] = [{tests!r}]
-import test_full_size
-test_full_size.{function}(sys.argv[1])
-"""
 
-
-def random_state(model):
-    """Return tensors of a network's names and shapes, none of them zero.
-
-    Drawn as seeded.py does, but by PyTorch: four times as fast.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, like in model.state_dict().items():
-        values = torch.randn(like.shape, generator=generator)
-        if like.ndim > 1:
-            values /= math.sqrt(math.prod(like.shape[1:]))
-        else:
-            values = values * 0.2 + (1 if name.endswith("weight") else 0)
-        state[name] = values
-    return state
-
-
-def adm_model():
-    """Return azula's 256-pixel network without memory."""
-    import torch
-
-    with torch.device("meta"):
-        return test_adm.azula_unet(test_adm.UNCONDITIONAL_256, {}, strict=False)
-
-
-def celebahq_model():
-    """Return diffusers' network of google/ddpm-celebahq-256 without memory."""
-    import torch
-    from diffusers import UNet2DModel
-
-    with torch.device("meta"):
-        return UNet2DModel.from_config(golden_ddpm.CELEBAHQ).eval()
-
-
-def write_adm(path):
-    """Write a checkpoint like 256x256_diffusion_uncond.pt."""
-    import torch
-
-    torch.save(random_state(adm_model()), path)
-
-
-def write_celebahq(path):
-    """Write a checkpoint like celeba_hq.ckpt, in the format of its time."""
-    import torch
-
-    state = random_state(celebahq_model())
-    renamed = {
-        test_convert.ermongroup_name(name, 6): (
-            t[..., None, None] if "attentions" in name and t.ndim == 2 else t
-        )
-        for name, t in state.items()
-    }
-    torch.save(renamed, path, _use_new_zipfile_serialization=False)
-
-
-def python(code, *arguments):
-    """Run a program in a process of its own; return what it prints last."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+def python(*arguments):
+    """Run Python in another process; return what it prints last."""
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().rpartition("\n")[2]
 
 
-def write(function, path):
-    python(WRITE.format(tests=str(Path(__file__).parent), function=function), path)
+def write(kind, path):
+    python("-m", "helpers.full_size", kind, path)
 
 
 def convert(path, out, *flags):
     """Convert in a process of its own; check and print its memory."""
-    report = json.loads(python(CONVERT, path, out, *flags))
+    report = json.loads(python("-c", CONVERT, path, out, *flags))
     size = path.stat().st_size
     peak = report["peak"]
     print(
@@ -138,7 +75,7 @@ def convert(path, out, *flags):
 def predicted(prior, x):
     """Return eps by the package and print how long that took."""
     start = time.perf_counter()
-    eps = np.asarray(test_convert.predicted(prior, x, TIMESTEP))
+    eps = np.asarray(seeded.predicted(prior, x, TIMESTEP))
     print(f"compiled and ran one forward pass in {time.perf_counter() - start:.0f} s")
     return eps
 
@@ -165,21 +102,21 @@ def test_the_adm_256_checkpoint(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("azula")
     path, out = tmp_path / "256x256_diffusion_uncond.pt", tmp_path / "prior"
-    model = adm_model()
+    model = full_size.adm_model()
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert len(shapes) == 566
     assert sum(math.prod(shape) for shape in shapes.values()) == 552_814_086
     assert shapes["output_blocks.0.0.in_layers.2.weight"] == (1024, 2048, 3, 3)
     assert shapes["middle_block.1.qkv.weight"] == (3072, 1024, 1)
 
-    write("write_adm", path)
+    write("adm", path)
     assert convert(path, out, "--like", "adm-imagenet256-uncond") < MOST_MEMORY
 
     start = time.perf_counter()
     prior = priors.load(out)
     print(f"loaded in {time.perf_counter() - start:.0f} s")
     assert prior.card.parameters == 552_814_086
-    assert prior.card.architecture == test_adm.UNCONDITIONAL_256
+    assert prior.card.architecture == azula_unet.UNCONDITIONAL_256
     actual = predicted(prior, image())
     del prior
     gc.collect()
@@ -193,20 +130,20 @@ def test_the_celeba_hq_checkpoint(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     path, out = tmp_path / "celeba_hq.ckpt", tmp_path / "prior"
-    write("write_celebahq", path)
+    write("celebahq", path)
     # Close to the limit, since the libraries alone take 0.26 GB of the 0.72 GB.
     assert convert(path, out, "--like", "celebahq256-ddpm") < MOST_MEMORY
     prior = priors.load(out)
     assert prior.card.parameters == 113_673_219
     assert prior.card.architecture == diffusers.architecture(
-        {}, {"config": golden_ddpm.CELEBAHQ}
+        {}, {"config": diffusers_unet.CELEBAHQ}
     )
     actual = predicted(prior, image())
     del prior
     stored = torch.load(path, weights_only=True)
-    model = celebahq_model()
+    model = full_size.celebahq_model()
     state = {
-        name: stored[test_convert.ermongroup_name(name, 6)].reshape(like.shape)
+        name: stored[transcription.ermongroup_name(name, 6)].reshape(like.shape)
         for name, like in model.state_dict().items()
     }
     expected = torch_predicted(model, state, image())

@@ -24,7 +24,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import seeded
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
@@ -34,6 +33,7 @@ from diip_jax import diip, engine, images, restore
 from diip_jax import prior as priors
 from diip_jax.photos import find
 from diip_jax.photos import terminal as console
+from helpers import seeded
 
 ROOT = Path(__file__).parents[1]
 SIZE = (24, 24)

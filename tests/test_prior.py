@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import canvas, ddim, restore
 from diip_jax import prior as priors
@@ -18,6 +17,7 @@ from diip_jax.config import DIIPConfig
 from diip_jax.prior import Card, PriorError
 from diip_jax.schedule import Schedule, linear_alphas_cumprod
 from diip_jax.unets.adm import ADMConfig, ADMUNet
+from helpers import seeded
 
 
 @pytest.fixture(scope="module")

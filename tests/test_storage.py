@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import seeded
-from mortal import fate
 
 from checkpoints_convert import download
 from diip_jax import compilation, engine, images, storage
 from diip_jax import prior as priors
 from diip_jax.photos import record, resume
+from helpers import seeded
+from helpers.mortal import fate
 
 
 class Image:

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pickle
-import re
 import struct
 import subprocess
 import sys
@@ -22,14 +21,10 @@ import threading
 import zipfile
 from pathlib import Path
 
-import golden_ddpm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
-import test_adm
-import transcription
 
 from checkpoints_convert import (
     __main__,
@@ -48,6 +43,7 @@ from diip_jax import prior as priors
 from diip_jax.schedule import Schedule
 from diip_jax.unets import layers
 from diip_jax.unets.adm import ADMUNet
+from helpers import azula_unet, diffusers_unet, seeded, transcription
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,7 +54,7 @@ EARLY = seeded.ADM_CASES["early"]  # improved-diffusion's options
 SMALL_ADM = dataclasses.replace(seeded.TINY, attention_factors=(2,))
 ADM_FACTS = {"image_size": 16, "num_heads": 2, "new_attention_order": False}
 LINEAR = {"kind": "linear", "num_train_timesteps": 1000}
-SMALL_UNET2D = golden_ddpm.CONFIGS["small_google"]
+SMALL_UNET2D = diffusers_unet.CONFIGS["small_google"]
 DDPM_SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_schedule": "linear",
@@ -77,7 +73,7 @@ def adm_weights(config=SMALL_ADM):
 
 def unet2d_weights(config=SMALL_UNET2D):
     architecture = diffusers.architecture({}, {"config": config})
-    return golden_ddpm.state_dict(golden_ddpm.torch_shapes(architecture))
+    return diffusers_unet.state_dict(diffusers_unet.torch_shapes(architecture))
 
 
 def lazy(arrays):
@@ -498,48 +494,12 @@ def test_diffusers_weights_go_where_they_belong(naming):
     assert_trees_equal(converted(arrays, diffusers, architecture), expected)
 
 
-def ermongroup_name(name, levels):
-    """Rename a diffusers weight by the table of the published conversion script."""
-    for theirs, ours in (
-        ("time_embedding.linear_1", "temb.dense.0"),
-        ("time_embedding.linear_2", "temb.dense.1"),
-        ("mid_block.resnets.0", "mid.block_1"),
-        ("mid_block.resnets.1", "mid.block_2"),
-        ("mid_block.attentions.0", "mid.attn_1"),
-        ("conv_norm_out", "norm_out"),
-        ("down_blocks", "down"),
-        ("resnets", "block"),
-        ("attentions", "attn"),
-        ("time_emb_proj", "temb_proj"),
-        ("conv_shortcut", "nin_shortcut"),
-        ("downsamplers.0", "downsample"),
-        ("upsamplers.0", "upsample"),
-        ("group_norm", "norm"),
-        ("to_q", "q"),
-        ("to_k", "k"),
-        ("to_v", "v"),
-        ("to_out.0", "proj_out"),
-    ):
-        name = name.replace(theirs, ours)
-    return re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
-
-
-def as_ermongroup(arrays, levels):
-    """Return diffusers' weights as the DDIM code stores them."""
-    renamed = {}
-    for name, array in arrays.items():
-        square = "attentions" in name and array.ndim == 2
-        array = array[..., None, None] if square else array
-        renamed[ermongroup_name(name, levels)] = array
-    return renamed
-
-
 @pytest.mark.parametrize("name", ["cifar10", "celebahq"])
 def test_ddim_weights_are_diffusers_weights_renamed(name):
-    config = golden_ddpm.CONFIGS[name]
+    config = diffusers_unet.CONFIGS[name]
     architecture = diffusers.architecture({}, {"config": config})
-    arrays = golden_ddpm.state_dict(golden_ddpm.torch_shapes(architecture))
-    renamed = as_ermongroup(arrays, len(architecture.widths))
+    arrays = diffusers_unet.state_dict(diffusers_unet.torch_shapes(architecture))
+    renamed = transcription.as_ermongroup(arrays, len(architecture.widths))
     tensors = lazy(renamed)
     assert convert.detect(tensors) is ddim
     found = ddim.architecture(tensors, {"image_size": config["sample_size"]})
@@ -551,10 +511,10 @@ def test_names_of_the_ddim_layout_are_those_of_its_transcription():
     shapes = transcription.shapes(128, (1, 1, 2, 2, 4, 4), 2, (4,))
     assert len(shapes) == 450
     assert sum(math.prod(shape) for shape in shapes.values()) == 113_673_219
-    config = diffusers.architecture({}, {"config": golden_ddpm.CELEBAHQ})
+    config = diffusers.architecture({}, {"config": diffusers_unet.CELEBAHQ})
     theirs = {
-        ermongroup_name(name, 6): math.prod(shape)
-        for name, shape in golden_ddpm.torch_shapes(config).items()
+        transcription.ermongroup_name(name, 6): math.prod(shape)
+        for name, shape in diffusers_unet.torch_shapes(config).items()
     }
     assert {name: math.prod(shape) for name, shape in shapes.items()} == theirs
 
@@ -637,7 +597,7 @@ def test_other_networks_are_refused_by_name(names, message):
 def test_known_layouts_are_not_taken_for_others(layout):
     arrays = {
         "guided_diffusion": adm_weights(),
-        "ddim": as_ermongroup(unet2d_weights(), 2),
+        "ddim": transcription.as_ermongroup(unet2d_weights(), 2),
         "diffusers": unet2d_weights(),
     }[layout]
     assert foreign.recognise(arrays) is None
@@ -832,7 +792,8 @@ def test_linear_betas_of_guided_diffusion_follow_the_number_of_timesteps(adm_fil
 
 
 def test_unapplicable_facts_are_refused(tmp_path, adm_file):
-    path = save(tmp_path / "b.safetensors", as_ermongroup(unet2d_weights(), 2))
+    arrays = transcription.as_ermongroup(unet2d_weights(), 2)
+    path = save(tmp_path / "b.safetensors", arrays)
     request = Request(architecture={"image_size": 16, "num_heads": 2}, schedule=LINEAR)
     with pytest.raises(FactsError, match="--num_heads says nothing about .* ddim"):
         convert.convert(path, request)
@@ -866,7 +827,8 @@ def test_heads_on_the_command_line_win_over_those_of_a_row(adm_file):
 
 
 def test_a_relative_must_have_the_same_layout(tmp_path):
-    path = save(tmp_path / "b.safetensors", as_ermongroup(unet2d_weights(), 2))
+    arrays = transcription.as_ermongroup(unet2d_weights(), 2)
+    path = save(tmp_path / "b.safetensors", arrays)
     with pytest.raises(ConversionError, match="layout ddim, but dps-ffhq-10m has"):
         convert.convert(path, Request(like="dps-ffhq-10m"))
 
@@ -974,7 +936,7 @@ def test_config_files_may_lie_elsewhere(unet2d_folder, tmp_path, capsys):
 
 def test_an_averaged_ddim_training_checkpoint(tmp_path):
     torch = pytest.importorskip("torch")
-    arrays = as_ermongroup(unet2d_weights(), 2)
+    arrays = transcription.as_ermongroup(unet2d_weights(), 2)
     averaged = {n: torch.from_numpy(np.array(a)) for n, a in arrays.items()}
     model = {f"module.{n}": torch.zeros_like(t) for n, t in averaged.items()}
     path = tmp_path / "ckpt.pth"
@@ -1152,20 +1114,11 @@ IDDPM_FLAGS = (
 )
 
 
-def predicted(prior, x, timestep, config=None):
-    """Return eps of one image by the package, at a timestep of the T-step table."""
-    predict_noise, steps = priors.noise_predictor(
-        prior, config or prior.card.preset, np.array([timestep])
-    )
-    conditioning = jax.tree.map(lambda leaf: leaf[0], steps.conditioning)
-    return jax.jit(predict_noise)(jnp.asarray(x), conditioning)
-
-
 @pytest.mark.parity
 def test_improved_diffusion_matches_azula(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("azula")
-    model = test_adm.azula_unet(EARLY)
+    model = azula_unet.build(EARLY)
     path = tmp_path / "iddpm.pt"
     torch.save(model.state_dict(), path)
     assert run(path, tmp_path / "prior", *IDDPM_FLAGS) == 0
@@ -1179,7 +1132,7 @@ def test_improved_diffusion_matches_azula(tmp_path):
             eps = model(nchw, torch.tensor([t], dtype=torch.float32))[0, :3]
         return eps.permute(1, 2, 0).numpy()
 
-    found = predicted(prior, x, 1333)
+    found = seeded.predicted(prior, x, 1333)
     assert seeded.relative_error(found, azula(1333 * 1000 / 4000)) < FORWARD
     # The trap: the unscaled timestep is another answer.
     assert seeded.relative_error(found, azula(1333)) > NOTICED
@@ -1195,12 +1148,12 @@ def adm_error(name, config=None, params=None):
     case = seeded.ADM_CASES["early" if feeble else name]
     shapes = seeded.torch_shapes(case)
     if params is None:
-        params = seeded.to_tree(golden_ddpm.state_dict(shapes, feeble=feeble))
-    x, _ = test_adm.inputs()
+        params = seeded.to_tree(diffusers_unet.state_dict(shapes, feeble=feeble))
+    x, _ = azula_unet.inputs()
     with np.load(GOLDEN / ("ddpm.npz" if feeble else "adm.npz")) as golden:
         expected = golden[name if feeble else f"{name}_eps"]
     unet, variables = ADMUNet(config or case), {"params": params}
-    t = jnp.float32(golden_ddpm.TIMESTEP)
+    t = jnp.float32(diffusers_unet.TIMESTEP)
     conditioning = unet.apply(variables, t, method="condition")
     return seeded.relative_error(unet.apply(variables, x, conditioning), expected)
 

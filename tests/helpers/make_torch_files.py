@@ -1,6 +1,6 @@
 """Store two small files that PyTorch wrote, so that reading them needs no PyTorch.
 
-Run from the repository root with torch installed: `python tests/make_torch_files.py`.
+Run with torch installed: `python tests/helpers/make_torch_files.py`.
 """
 
 import collections

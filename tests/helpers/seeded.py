@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diip_jax import prior as priors
@@ -197,6 +198,15 @@ RUN_ONCE = {"xla_backend_optimization_level": 0}
 def compile_quickly(function: Callable, *args: Any) -> Callable:
     """Return `jit(function)` for such arguments, compiled to be run once or twice."""
     return jax.jit(function).lower(*args).compile(RUN_ONCE)
+
+
+def predicted(prior, x, timestep, config=None):
+    """Return eps of one image by the package, at a timestep of the T-step table."""
+    predict_noise, steps = priors.noise_predictor(
+        prior, config or prior.card.preset, np.array([timestep])
+    )
+    conditioning = jax.tree.map(lambda leaf: leaf[0], steps.conditioning)
+    return jax.jit(predict_noise)(jnp.asarray(x), conditioning)
 
 
 def relative_error(actual: Any, expected: Any) -> float:

@@ -5,6 +5,7 @@ order of evaluation, constants), works on a state dict with their names, and sha
 nothing with the package.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -166,3 +167,39 @@ def shapes(
     add("norm_out", c)
     add("conv_out", 3, c, 3, 3)
     return found
+
+
+def ermongroup_name(name, levels):
+    """Rename a diffusers weight by the table of the published conversion script."""
+    for theirs, ours in (
+        ("time_embedding.linear_1", "temb.dense.0"),
+        ("time_embedding.linear_2", "temb.dense.1"),
+        ("mid_block.resnets.0", "mid.block_1"),
+        ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0", "mid.attn_1"),
+        ("conv_norm_out", "norm_out"),
+        ("down_blocks", "down"),
+        ("resnets", "block"),
+        ("attentions", "attn"),
+        ("time_emb_proj", "temb_proj"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("downsamplers.0", "downsample"),
+        ("upsamplers.0", "upsample"),
+        ("group_norm", "norm"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        ("to_out.0", "proj_out"),
+    ):
+        name = name.replace(theirs, ours)
+    return re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
+
+
+def as_ermongroup(arrays, levels):
+    """Return diffusers' weights as the DDIM code stores them."""
+    renamed = {}
+    for name, array in arrays.items():
+        square = "attentions" in name and array.ndim == 2
+        array = array[..., None, None] if square else array
+        renamed[ermongroup_name(name, levels)] = array
+    return renamed

@@ -7,10 +7,10 @@ import pickle
 import jax
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax.metrics import lpips, lpips_weights
 from diip_jax.metrics.lpips_weights import LPIPSError
+from helpers import seeded
 
 # float32 sums of some thousand terms in another order, through up to 13 layers.
 TOLERANCE = 1e-5

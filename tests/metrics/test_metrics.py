@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax.metrics import psnr, ssim
+from helpers import seeded
 
 
 def pair(height=24, width=31, seed=0):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import ImageError
 from diip_jax.photos import record
+from helpers import seeded
 
 CONFIG = seeded.PRESET.replace(max_iterations=12)
 

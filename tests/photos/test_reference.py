@@ -8,7 +8,6 @@ be another picture.
 import jax
 import numpy as np
 import pytest
-import seeded
 from PIL import Image
 
 from diip_jax import diip, engine, images, metrics
@@ -16,6 +15,7 @@ from diip_jax.diip import StopReason
 from diip_jax.metrics import lpips, lpips_weights
 from diip_jax.metrics.lpips_weights import LPIPSError
 from diip_jax.photos import reference
+from helpers import seeded
 
 # Stops long before its budget, by the sharpness, and returns an earlier iterate.
 CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)

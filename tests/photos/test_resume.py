@@ -8,11 +8,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import engine
 from diip_jax.photos import resume
 from diip_jax.photos.resume import StateError
+from helpers import seeded
 
 SIZE = (16, 16)
 CONFIG = seeded.PRESET.replace(criterion="never", max_iterations=12)

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import seeded
 from PIL import Image
 
 from diip_jax import engine, images, metrics
@@ -21,6 +20,7 @@ from diip_jax.photos import find, plan, record, run, sizing
 from diip_jax.photos.find import OutputError
 from diip_jax.photos.plan import Options
 from diip_jax.photos.run import Outcome, Progress
+from helpers import seeded
 
 SIZE = (24, 24)
 # Stops long before its budget, by the sharpness, and returns an earlier iterate.

@@ -8,11 +8,11 @@ import re
 import types
 
 import pytest
-import seeded
 
 from diip_jax.engine import LaneReport
 from diip_jax.photos import terminal as console
 from diip_jax.photos.run import Progress
+from helpers import seeded
 
 CONFIG = seeded.PRESET.replace(max_iterations=40, epsilon=5e-4)
 

@@ -1,7 +1,6 @@
 """The ADM UNet against azula's, live and as stored outputs.
 
-azula's `UNetModel` descends from the released guided-diffusion code and loads its
-checkpoints. Here it gets random weights, none of them zero, so that the convolutions
+azula's network gets random weights, none of them zero, so that the convolutions
 that training starts at zero count too.
 """
 
@@ -14,101 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax import prior as priors
 from diip_jax.unets.adm import ADMConfig, ADMUNet
+from helpers import azula_unet, seeded
+from helpers.azula_unet import (
+    BUNDLED,
+    TIMESTEP,
+    UNCONDITIONAL_256,
+    UNCONDITIONAL_512,
+    inputs,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adm.npz"
-TIMESTEP = 333.0
 
 # float32 sums of about 1000 terms in another order, through some 20 layers.
 FORWARD = 1e-5
 # The backward pass sums as often again, and group norms divide twice.
 GRADIENT = 2e-5
-
-BUNDLED = ADMConfig(  # natural64 and faces64
-    image_size=64,
-    num_channels=32,
-    channel_mult=(1, 2, 3, 4),
-    num_res_blocks=(1, 1, 1, 1),
-    attention_factors=(8,),
-    num_head_channels=32,
-    resblock_updown=True,
-)
-
-
-def inputs(height=8, width=12, batch=2):
-    """Return noisy images and a cotangent of the output, (N, H, W, 3) both."""
-    shape = (batch, height, width, 3)
-    rng = np.random.default_rng(shape)
-    return tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-
-
-class PerLevel:
-    """Stand in for azula's one block count where every level has its own.
-
-    Its constructor asks for `range(n)` at every level on the way down, then for
-    `range(n + 1)` and, in each turn, `i == n` on the way up.
-    """
-
-    def __init__(self, counts):
-        """Keep the counts in the order in which they will be asked for."""
-        self.down, self.up, self.current = list(counts), list(reversed(counts)), 0
-
-    def __index__(self):
-        """Answer `range(n)`: the next level on the way down."""
-        return self.down.pop(0)
-
-    def __add__(self, one):
-        """Answer `range(n + 1)`: the next level on the way up."""
-        self.current = self.up.pop(0)
-        return self.current + one
-
-    def __eq__(self, i):
-        """Answer `i == n`: the last block of the level on the way up."""
-        return self.current == i
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def azula_unet(config, state_dict=None, strict=True):
-    """Return azula's UNet of this configuration, with random weights by default."""
-    torch = pytest.importorskip("torch")
-    unet = pytest.importorskip("azula.plugins.adm._src.unet")
-    torch.set_num_threads(1)  # on a busy machine threads mostly wait for each other
-    counts = config.num_res_blocks
-    model = unet.UNetModel(
-        image_size=config.image_size,
-        in_channels=3,
-        model_channels=config.num_channels,
-        out_channels=6 if config.learn_sigma else 3,
-        num_res_blocks=counts[0] if len(set(counts)) == 1 else PerLevel(counts),
-        attention_resolutions=config.attention_factors,
-        channel_mult=config.channel_mult,
-        num_heads=config.num_heads,
-        num_head_channels=config.num_head_channels,
-        use_scale_shift_norm=config.use_scale_shift_norm,
-        resblock_updown=config.resblock_updown,
-        use_new_attention_order=config.use_new_attention_order,
-    )
-    if state_dict is None:
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        state_dict = {n: torch.from_numpy(a) for n, a in seeded.tensors(shapes).items()}
-    model.load_state_dict(state_dict, strict=strict)
-    return model.eval().requires_grad_(False)
-
-
-def azula_forward_and_gradient(model, x, cotangent, timestep=TIMESTEP):
-    """Return eps and the gradient of <eps, cotangent> with respect to x."""
-    import torch
-
-    x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_(True)
-    t = torch.full((len(x),), timestep)
-    eps = model(x, t)[:, :3].permute(0, 2, 3, 1)  # without sigma
-    (eps * torch.from_numpy(cotangent)).sum().backward()
-    assert x.grad is not None
-    return eps.detach().numpy(), x.grad.permute(0, 2, 3, 1).numpy()
 
 
 @functools.cache
@@ -150,7 +72,7 @@ def test_matches_the_stored_outputs_of_azula(name):
 def check_parity(config, model, x, cotangent, timestep=TIMESTEP):
     state_dict = {name: t.numpy() for name, t in model.state_dict().items()}
     params = seeded.to_tree(state_dict)
-    expected = azula_forward_and_gradient(model, x, cotangent, timestep)
+    expected = azula_unet.forward_and_gradient(model, x, cotangent, timestep)
     actual = forward_and_gradient(config, params, x, cotangent, timestep)
     errors = [
         seeded.relative_error(a, b) for a, b in zip(actual, expected, strict=True)
@@ -165,7 +87,7 @@ def check_parity(config, model, x, cotangent, timestep=TIMESTEP):
 def test_bundled_priors_match_azula(name, timestep, shared):
     torch = pytest.importorskip("torch")
     path = shared / "priors" / f"{name}.pt"
-    model = azula_unet(BUNDLED, torch.load(path, weights_only=True))
+    model = azula_unet.build(BUNDLED, torch.load(path, weights_only=True))
     check_parity(BUNDLED, model, *inputs(32, 48), timestep)
 
 
@@ -174,7 +96,7 @@ def test_bundled_priors_match_azula(name, timestep, shared):
 def test_every_switch_matches_azula(name):
     config = seeded.ADM_CASES[name]
     x, cotangent = inputs()
-    check_parity(config, azula_unet(config), x, cotangent)
+    check_parity(config, azula_unet.build(config), x, cotangent)
 
 
 def random_config(seed):
@@ -209,7 +131,7 @@ def random_config(seed):
 def test_random_configurations_match_azula(seed):
     config = random_config(seed)
     x, cotangent = inputs()
-    check_parity(config, azula_unet(config), x, cotangent)
+    check_parity(config, azula_unet.build(config), x, cotangent)
 
 
 def test_blocks_recomputed_give_the_same_gradient():
@@ -267,25 +189,6 @@ def test_timesteps_are_conditioned_together_as_alone():
             np.testing.assert_allclose(a[i], b, atol=1e-5)
 
 
-# The switches of the released guided-diffusion models, from its README.
-UNCONDITIONAL_256 = ADMConfig(
-    image_size=256,
-    num_channels=256,
-    channel_mult=(1, 1, 2, 2, 4, 4),
-    num_res_blocks=(2,) * 6,
-    attention_factors=(8, 16, 32),
-    num_head_channels=64,
-    resblock_updown=True,
-    learn_sigma=True,
-)
-UNCONDITIONAL_512 = dataclasses.replace(
-    UNCONDITIONAL_256,
-    image_size=512,
-    channel_mult=(0.5, 1, 1, 2, 2, 4, 4),
-    num_res_blocks=(2,) * 7,
-)
-
-
 def test_released_model_has_its_published_size():
     shapes = seeded.torch_shapes(UNCONDITIONAL_256)
     assert sum(math.prod(shape) for shape in shapes.values()) == 552_814_086
@@ -296,7 +199,7 @@ def test_released_model_has_its_published_size():
 def test_published_shapes_are_those_of_azula(config):
     torch = pytest.importorskip("torch")
     with torch.device("meta"):  # shapes without memory
-        state_dict = azula_unet(config, {}, strict=False).state_dict()
+        state_dict = azula_unet.build(config, {}, strict=False).state_dict()
     expected = {name: tuple(t.shape) for name, t in state_dict.items()}
     assert seeded.torch_shapes(config) == expected
 

@@ -8,18 +8,19 @@ notices: these are the mistakes that would otherwise pass in silence.
 
 import dataclasses
 import functools
+from pathlib import Path
 
-import golden_ddpm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
-import transcription
 
 from checkpoints_convert import ddim, diffusers
 from diip_jax.unets import layers
 from diip_jax.unets.ddpm import DDPMConfig, DDPMUNet
+from helpers import diffusers_unet, seeded, transcription
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ddpm.npz"
 
 # float32 sums of about 1000 terms in another order, through some 30 layers.
 FORWARD = 1e-5
@@ -30,10 +31,10 @@ NOTICED = 1e-3  # a trap must show a hundred times above what rounding does
 
 def config_of(name):
     """Return the package's reading of a config.json."""
-    return diffusers.architecture({}, {"config": golden_ddpm.CONFIGS[name]})
+    return diffusers.architecture({}, {"config": diffusers_unet.CONFIGS[name]})
 
 
-def forward(config, params, x, t=golden_ddpm.TIMESTEP, **options):
+def forward(config, params, x, t=diffusers_unet.TIMESTEP, **options):
     """Return eps, one operation at a time.
 
     A program would be compiled anew for every configuration; single operations, once
@@ -44,7 +45,7 @@ def forward(config, params, x, t=golden_ddpm.TIMESTEP, **options):
     return unet.apply(variables, x, conditioning)
 
 
-def compiled_forward(config, params, x, t=golden_ddpm.TIMESTEP, **options):
+def compiled_forward(config, params, x, t=diffusers_unet.TIMESTEP, **options):
     """Return eps by one program, for networks that are run but once."""
 
     def run(params, x):
@@ -53,7 +54,7 @@ def compiled_forward(config, params, x, t=golden_ddpm.TIMESTEP, **options):
     return jax.jit(run).lower(params, x).compile(seeded.RUN_ONCE)(params, x)
 
 
-def forward_and_gradient(config, params, x, t=golden_ddpm.TIMESTEP, **options):
+def forward_and_gradient(config, params, x, t=diffusers_unet.TIMESTEP, **options):
     """Return eps and a gradient with respect to x, as one program."""
 
     def both(params, x):
@@ -65,26 +66,26 @@ def forward_and_gradient(config, params, x, t=golden_ddpm.TIMESTEP, **options):
 
 @functools.cache
 def params_of(name, feeble=False):
-    shapes = golden_ddpm.torch_shapes(config_of(name))
-    return seeded.to_tree(golden_ddpm.state_dict(shapes, feeble=feeble))
+    shapes = diffusers_unet.torch_shapes(config_of(name))
+    return seeded.to_tree(diffusers_unet.state_dict(shapes, feeble=feeble))
 
 
 def error(name, config=None, params=None, feeble=False, run=forward):
     """Return the relative error against diffusers' stored answer."""
     params = params_of(name, feeble) if params is None else params
-    with np.load(golden_ddpm.GOLDEN) as golden:
+    with np.load(GOLDEN) as golden:
         expected = golden[f"{name}_feeble" if feeble else name]
-    eps = run(config or config_of(name), params, golden_ddpm.image())
+    eps = run(config or config_of(name), params, diffusers_unet.image())
     return seeded.relative_error(eps, expected)
 
 
-@pytest.mark.parametrize("name", golden_ddpm.CONFIGS)
+@pytest.mark.parametrize("name", diffusers_unet.CONFIGS)
 def test_matches_the_stored_outputs_of_diffusers(name):
     run = compiled_forward if name in ("cifar10", "celebahq", "library") else forward
     assert error(name, run=run) < FORWARD
 
 
-@pytest.mark.parametrize("name", golden_ddpm.FEEBLE)
+@pytest.mark.parametrize("name", diffusers_unet.FEEBLE)
 def test_matches_where_the_epsilon_of_the_norms_matters(name):
     assert error(name, feeble=True) < FORWARD
 
@@ -218,9 +219,9 @@ LEVELS = {"ch": 32, "ch_mult": (1, 2, 2), "blocks": 1, "attended": (1,)}
 def ermongroup(feeble=False):
     """Return a state dict with the names of the DDIM code, and its answer."""
     shapes = transcription.shapes(**LEVELS)
-    weights = golden_ddpm.state_dict(shapes, feeble=feeble)
-    x = golden_ddpm.image()
-    eps = transcription.model(weights, x.transpose(0, 3, 1, 2), golden_ddpm.TIMESTEP)
+    weights = diffusers_unet.state_dict(shapes, feeble=feeble)
+    x = diffusers_unet.image()
+    eps = transcription.model(weights, x.transpose(0, 3, 1, 2), diffusers_unet.TIMESTEP)
     return weights, x, eps.transpose(0, 2, 3, 1)
 
 
@@ -301,9 +302,9 @@ def test_counting_the_way_up_in_running_order_is_noticed():
 def one_level():
     """Return the smallest network there is, its weights and an input."""
     config = DDPMConfig(32, (32,), 1, (True,), (False,), scale_shift=True)
-    shapes = golden_ddpm.torch_shapes(config)
-    x = golden_ddpm.image()[:, :5, :7]
-    return config, seeded.to_tree(golden_ddpm.state_dict(shapes)), x
+    shapes = diffusers_unet.torch_shapes(config)
+    x = diffusers_unet.image()[:, :5, :7]
+    return config, seeded.to_tree(diffusers_unet.state_dict(shapes)), x
 
 
 def test_blocks_recomputed_give_the_same_gradient():
@@ -324,10 +325,11 @@ def test_bfloat16_stays_near_float32_and_returns_float32():
 def test_published_numbers_of_parameters():
     """113.7 M and 35.7 M, as counted on the released files."""
     for json, expected in (
-        (golden_ddpm.CELEBAHQ, 113_673_219),
-        (golden_ddpm.CIFAR10, 35_746_307),
+        (diffusers_unet.CELEBAHQ, 113_673_219),
+        (diffusers_unet.CIFAR10, 35_746_307),
     ):
-        shapes = golden_ddpm.torch_shapes(diffusers.architecture({}, {"config": json}))
+        config = diffusers.architecture({}, {"config": json})
+        shapes = diffusers_unet.torch_shapes(config)
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == expected
 
 
@@ -344,16 +346,16 @@ def test_stride():
     "name",
     [
         "cifar10 in full",  # the stored outputs have the others
-        *(pytest.param(n, marks=pytest.mark.slow) for n in golden_ddpm.CONFIGS),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in diffusers_unet.CONFIGS),
     ],
 )
 def test_matches_diffusers(name):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    json = golden_ddpm.CONFIGS.get(name, golden_ddpm.CIFAR10)
+    json = diffusers_unet.CONFIGS.get(name, diffusers_unet.CIFAR10)
     config, model, params = live(json)
-    x = golden_ddpm.image()
-    expected = golden_ddpm.torch_forward(model, x, 666.5)
+    x = diffusers_unet.image()
+    expected = diffusers_unet.torch_forward(model, x, 666.5)
     actual = compiled_forward(config, params, x, 666.5)
     assert seeded.relative_error(actual, expected) < FORWARD
 
@@ -363,10 +365,10 @@ def test_matches_diffusers(name):
 def test_gradient_matches_diffusers():
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    config, model, params = live(golden_ddpm.CONFIGS["without_mid_attention"])
-    x = golden_ddpm.image()
+    config, model, params = live(diffusers_unet.CONFIGS["without_mid_attention"])
+    x = diffusers_unet.image()
     nchw = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_(True)
-    eps = model(nchw, torch.tensor(golden_ddpm.TIMESTEP)).sample
+    eps = model(nchw, torch.tensor(diffusers_unet.TIMESTEP)).sample
     eps.backward(torch.cos(eps.detach()))
     assert nchw.grad is not None
     expected = nchw.grad.permute(0, 2, 3, 1).numpy()
@@ -376,6 +378,6 @@ def test_gradient_matches_diffusers():
 
 def live(json):
     """Return a configuration, diffusers' model of it and its weights as a tree."""
-    model = golden_ddpm.unet2d(json)
+    model = diffusers_unet.unet2d(json)
     params = seeded.to_tree({n: a.numpy() for n, a in model.state_dict().items()})
     return diffusers.architecture({}, {"config": json}), model, params

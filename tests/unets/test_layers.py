@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seeded
 
 from diip_jax.unets import layers
+from helpers import seeded
 
 # float32 sums of up to a few thousand terms, in another order.
 FLOAT32 = 5e-6

@@ -1,24 +1,16 @@
-"""Store outputs of diffusers and azula, so that tests need not have PyTorch.
-
-Run from the repository root, with torch, diffusers and azula installed:
-`python tests/golden_ddpm.py`. Weights and inputs are random numbers by the rule of
-`seeded.py`, made again by the tests; only the partners' answers are stored.
-"""
+"""diffusers' UNet2DModel, the partner of the DDPM UNet, and what both are asked."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seeded
-import test_adm
 
 from diip_jax import prior as priors
 from diip_jax.unets.ddpm import DDPMConfig
+from helpers import seeded
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "ddpm.npz"
 TIMESTEP = 333.0
 
 # config.json of google/ddpm-cifar10-32 and google/ddpm-celebahq-256, without the width.
@@ -153,32 +145,3 @@ def torch_forward(model: Any, x: np.ndarray, t: float = TIMESTEP) -> np.ndarray:
         out = model(nchw, torch.full((len(x),), t))
     out = getattr(out, "sample", out)
     return out[:, :3].permute(0, 2, 3, 1).numpy()
-
-
-def outputs() -> dict[str, np.ndarray]:
-    """Return the answers of diffusers to all configurations, and one of azula."""
-    found = {}
-    for name, config in CONFIGS.items():
-        model = unet2d(config)
-        found[name] = torch_forward(model, image())
-        if name in FEEBLE:
-            shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-            weak = unet2d(config, state_dict(shapes, feeble=True))
-            found[f"{name}_feeble"] = torch_forward(weak, image())
-    found["early_feeble"] = torch_forward(early_feeble(), test_adm.inputs()[0])
-    return found
-
-
-def early_feeble() -> Any:
-    """Return azula's network with improved-diffusion's options and feeble weights."""
-    import torch
-
-    config = seeded.ADM_CASES["early"]
-    weights = state_dict(seeded.torch_shapes(config), feeble=True)
-    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-    return test_adm.azula_unet(config, tensors)
-
-
-if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN, **outputs())
