@@ -6,7 +6,6 @@ rounded. Orders of events are set up by hand, kills by leaving a run half-way.
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,32 +14,11 @@ import pytest
 from PIL import Image
 
 from diip_jax import engine, images, metrics
-from diip_jax.images import ImageError
 from diip_jax.photos import find, plan, record, run, sizing
-from diip_jax.photos.find import OutputError
 from diip_jax.photos.plan import Options
 from diip_jax.photos.run import Outcome, Progress
 from helpers import seeded
-
-SIZE = (24, 24)
-# Stops long before its budget, by the sharpness, and returns an earlier iterate.
-CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
-LONG = CONFIG.replace(criterion="never", max_iterations=40)
-ONE = Options(num_lanes=1)
-
-
-def save(path, image=None, seed=0, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = seeded.image(*SIZE, seed=seed) if image is None else image
-    Image.fromarray(np.uint8(255 * image)).save(path, **options)
-    return path
-
-
-def planned(prior, patterns, config=CONFIG, options=ONE, recursive=False):
-    patterns = [str(pattern) for pattern in patterns]
-    many = find.names_many(patterns)
-    sources = find.sources(patterns, recursive=recursive)
-    return plan.decide(prior, sources, config, options, many=many)
+from helpers.photos import CONFIG, LONG, ONE, SIZE, planned, save
 
 
 def restored(prior, tasks, config=CONFIG, options=ONE, **keywords):
@@ -48,197 +26,6 @@ def restored(prior, tasks, config=CONFIG, options=ONE, **keywords):
     events = list(run.restore_photos(prior, tasks, config, options, **keywords))
     outcomes = [event for event in events if isinstance(event, Outcome)]
     return outcomes, [event for event in events if isinstance(event, Progress)]
-
-
-# Sizes.
-
-
-def sized(prior, mode, size, tile=None, overlap=None):
-    config = sizing.settings(prior, CONFIG, mode, tile, overlap)
-    return sizing.placement(prior, config, mode, size)
-
-
-@pytest.fixture(scope="module")
-def fixed_prior():
-    """Return a prior for 16x16 pixels and nothing else."""
-    return seeded.prior(any_size=False)
-
-
-# Windows of 16 that share at least 4 pixels: 24 pixels take 2, 40 take 3 of them.
-@pytest.mark.parametrize(
-    ("mode", "size", "tile", "expected"),
-    [
-        ("auto", (24, 24), None, ("native", (24, 24), (24, 24), 1)),
-        ("auto", (23, 9), None, ("native", (23, 9), (24, 10), 1)),
-        ("auto", (24, 40), 16, ("tile", (24, 40), (24, 40), 6)),
-        ("auto", (16, 16), 16, ("native", (16, 16), (16, 16), 1)),
-        ("tile", (24, 24), 16, ("tile", (24, 24), (24, 24), 4)),
-        ("tile", (12, 24), 16, ("tile", (12, 24), (16, 24), 2)),
-        ("native", (700, 600), None, ("native", (700, 600), (704, 608), 1)),
-        ("fit", (24, 48), 16, ("fit", (8, 16), (8, 16), 1)),
-        ("fit", (12, 12), 16, ("native", (12, 12), (12, 12), 1)),
-    ],
-)
-def test_layout_of_a_prior_of_any_size(tiny_prior, mode, size, tile, expected):
-    assert sized(tiny_prior, mode, size, tile) == expected
-
-
-@pytest.mark.parametrize(
-    ("mode", "size", "expected"),
-    [
-        ("auto", (16, 16), ("native", (16, 16), (16, 16), 1)),
-        ("auto", (24, 24), ("tile", (24, 24), (24, 24), 4)),
-        ("auto", (10, 12), ("native", (10, 12), (16, 16), 1)),
-        ("native", (16, 16), ("native", (16, 16), (16, 16), 1)),
-        ("fit", (32, 16), ("fit", (16, 8), (16, 16), 1)),
-    ],
-)
-def test_layout_of_a_prior_of_one_size(fixed_prior, mode, size, expected):
-    assert sized(fixed_prior, mode, size) == expected
-
-
-def test_auto_gives_canvases_up_to_512_whole(tiny_prior):
-    assert sized(tiny_prior, "auto", (512, 512)).num_tiles == 1
-    layout = sized(tiny_prior, "auto", (513, 100))
-    assert layout.mode == "tile"
-    assert layout.num_tiles == 2  # of 512, sharing a quarter
-
-
-@pytest.mark.parametrize(
-    ("mode", "size", "tile", "message"),
-    [
-        ("native", (24, 24), None, "works on 16x16 only; set tile"),
-        ("auto", (24, 24), 32, "works on 16 only"),
-        ("native", (16, 16), 16, "has no tiles"),
-        ("tile", (24, 24), 15, "multiple of 2"),
-        ("fit", (160, 16), None, "too narrow"),
-        ("auto", (7, 16), None, "at least 8"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_the_remedy(
-    fixed_prior, mode, size, tile, message
-):
-    with pytest.raises(ValueError, match=message):
-        sized(fixed_prior, mode, size, tile)
-
-
-def test_resize():
-    image = seeded.image(32, 48)
-    smaller = sizing.resize(image, (16, 24))
-    assert smaller.shape == (16, 24, 3)
-    assert smaller.dtype == np.float32
-    # Four pixels become one: about their mean, as far as a picture is smooth.
-    means = image.reshape(16, 2, 24, 2, 3).mean(axis=(1, 3))
-    assert np.abs(smaller - means).mean() < 0.05
-    assert sizing.resize(image, (32, 48)) is image
-    edge = np.zeros((8, 8, 3), np.float32)
-    edge[:, 4:] = 1  # Lanczos rings beyond [0, 1] here
-    larger = sizing.resize(edge, (32, 32))
-    assert larger.min() >= 0
-    assert larger.max() <= 1
-
-
-# Plans.
-
-
-def test_plan_of_one_photo(tiny_prior, tmp_path):
-    source = save(tmp_path / "x.y.jpg")
-    (task,) = planned(tiny_prior, [source]).tasks
-    assert task.output == tmp_path / "x.y_diip.png"  # lossless unless asked otherwise
-    assert task.record_path == tmp_path / "x.y_diip.json"
-    assert task.size == SIZE
-    assert task.placement.mode == "native"
-    assert plan.unet_calls(task, CONFIG) == 12 * 5  # iterations, steps
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.y.jpg"]
-
-
-def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
-    config = sizing.settings(tiny_prior, CONFIG, "tile", 16, 4)
-    options = dataclasses.replace(ONE, size_mode="tile")
-    decided = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
-    assert plan.unet_calls(decided.tasks[0], config) == 12 * 5 * 4
-
-
-@pytest.mark.parametrize(
-    ("ext", "suffix"), [("auto", ".png"), ("webp", ".webp"), ("jpg", ".jpg")]
-)
-def test_the_extension_that_was_asked_for(tiny_prior, tmp_path, ext, suffix):
-    options = dataclasses.replace(ONE, ext=ext)
-    decided = planned(tiny_prior, [save(tmp_path / "x.bmp")], options=options)
-    assert decided.tasks[0].output.suffix == suffix
-
-
-def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
-    save(tmp_path / "in" / "good.png")
-    (tmp_path / "in" / "text.png").write_text("no picture")
-    (tmp_path / "in" / "empty.png").touch()
-    save(tmp_path / "in" / "pixel.png", np.zeros((1, 1, 3)))
-    missing = tmp_path / "missing.png"
-    decided = planned(tiny_prior, [tmp_path / "in", missing])
-    assert [task.source.path.name for task in decided.tasks] == ["good.png"]
-    reasons = {path.name: reason for path, reason in decided.failed}
-    assert "not a picture" in reasons["text.png"]
-    assert "empty" in reasons["empty.png"]
-    assert "1x1" in reasons["pixel.png"]
-    assert "No such file" in reasons["missing.png"]
-    assert all(str(path) in reason for path, reason in decided.failed)
-    assert all("\n" not in reason for reason in reasons.values())
-
-
-def test_what_a_format_cannot_hold_is_known_before_the_restoration(
-    tiny_prior, tmp_path
-):
-    save(tmp_path / "x.png", np.full((*SIZE, 4), 0.5))
-    decided = planned(
-        tiny_prior, [tmp_path / "x.png"], options=dataclasses.replace(ONE, ext="jpg")
-    )
-    assert not decided.tasks
-    assert "JPEG cannot hold alpha" in decided.failed[0][1]
-
-
-def test_an_input_is_never_written_over(tiny_prior, tmp_path):
-    source = save(tmp_path / "x.png")
-    aliases = [source, Path(f"{source.parent}/../{tmp_path.name}/x.png")]
-    link = tmp_path / "link.png"
-    link.symlink_to(source)
-    for output in (*aliases, link):
-        options = dataclasses.replace(ONE, output=str(output))
-        with pytest.raises(OutputError, match="is an input"):
-            planned(tiny_prior, [source], options=options)
-    reference = save(tmp_path / "clean.png")
-    options = dataclasses.replace(ONE, output=str(reference), reference=reference)
-    with pytest.raises(OutputError, match="is an input"):
-        planned(tiny_prior, [source], options=options)
-
-
-def test_an_output_that_is_another_input_is_refused(tiny_prior, tmp_path):
-    save(tmp_path / "x.png")
-    save(tmp_path / "x_diip.png")  # somebody's own picture: it has no record
-    options = dataclasses.replace(ONE, output=str(tmp_path))
-    with pytest.raises(OutputError, match="is an input"):
-        planned(tiny_prior, [tmp_path], options=options)
-
-
-def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
-    source = save(tmp_path / "x.png")
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "taken_diip.png").mkdir()
-
-    def check(output):
-        options = dataclasses.replace(ONE, output=output and str(output))
-        plan.check_writable(planned(tiny_prior, [source], options=options).tasks)
-
-    with pytest.raises(ImageError, match="choose another --output"):
-        check(tmp_path / "file" / "out")
-    os.rename(source, tmp_path / "taken.png")
-    source = tmp_path / "taken.png"
-    with pytest.raises(ImageError, match="taken_diip.png: it is a folder"):
-        check(None)
-    check(tmp_path / "new" / "sub")
-    assert not list((tmp_path / "new" / "sub").iterdir())  # made, and left empty
-
-
-# Restorations.
 
 
 def test_a_file_holds_what_the_engine_gives(tiny_prior, tmp_path):
@@ -549,16 +336,6 @@ def test_an_interrupted_run_has_no_oracle(tiny_prior, tmp_path):
     )
     assert outcome.record["metrics"]["psnr"] is not None
     assert outcome.record["metrics"]["oracle_psnr"] is None
-
-
-def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
-    reference = save(tmp_path / "clean.png", seeded.image(24, 22))
-    options = dataclasses.replace(ONE, reference=reference)
-    decided = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
-    assert not decided.tasks
-    ((path, reason),) = decided.failed
-    assert path == tmp_path / "x.png"
-    assert "22x24" in reason
 
 
 def test_each_photo_of_a_folder_has_its_own_reference(tiny_prior, tmp_path):

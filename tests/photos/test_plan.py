@@ -1,0 +1,212 @@
+"""What a command will do to each photo, decided on real files.
+
+Names and reasons are written out here; nothing is restored.
+"""
+
+import binascii
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diip_jax.images import ImageError
+from diip_jax.photos import plan, sizing
+from diip_jax.photos.find import OutputError
+from helpers import seeded
+from helpers.photos import CONFIG, ONE, SIZE, planned, save
+
+
+def test_plan_of_one_photo(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.y.jpg")
+    (task,) = planned(tiny_prior, [source]).tasks
+    assert task.output == tmp_path / "x.y_diip.png"  # lossless unless asked otherwise
+    assert task.record_path == tmp_path / "x.y_diip.json"
+    assert task.size == SIZE
+    assert task.placement.mode == "native"
+    assert plan.unet_calls(task, CONFIG) == 12 * 5  # iterations, steps
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.y.jpg"]
+
+
+def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
+    config = sizing.settings(tiny_prior, CONFIG, "tile", 16, 4)
+    options = dataclasses.replace(ONE, size_mode="tile")
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
+    assert plan.unet_calls(decided.tasks[0], config) == 12 * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("ext", "suffix"), [("auto", ".png"), ("webp", ".webp"), ("jpg", ".jpg")]
+)
+def test_the_extension_that_was_asked_for(tiny_prior, tmp_path, ext, suffix):
+    options = dataclasses.replace(ONE, ext=ext)
+    decided = planned(tiny_prior, [save(tmp_path / "x.bmp")], options=options)
+    assert decided.tasks[0].output.suffix == suffix
+
+
+def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
+    save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "text.png").write_text("no picture")
+    (tmp_path / "in" / "empty.png").touch()
+    save(tmp_path / "in" / "pixel.png", np.zeros((1, 1, 3)))
+    missing = tmp_path / "missing.png"
+    decided = planned(tiny_prior, [tmp_path / "in", missing])
+    assert [task.source.path.name for task in decided.tasks] == ["good.png"]
+    reasons = {path.name: reason for path, reason in decided.failed}
+    assert "not a picture" in reasons["text.png"]
+    assert "empty" in reasons["empty.png"]
+    assert "1x1" in reasons["pixel.png"]
+    assert "No such file" in reasons["missing.png"]
+    assert all(str(path) in reason for path, reason in decided.failed)
+    assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_what_a_format_cannot_hold_is_known_before_the_restoration(
+    tiny_prior, tmp_path
+):
+    save(tmp_path / "x.png", np.full((*SIZE, 4), 0.5))
+    decided = planned(
+        tiny_prior, [tmp_path / "x.png"], options=dataclasses.replace(ONE, ext="jpg")
+    )
+    assert not decided.tasks
+    assert "JPEG cannot hold alpha" in decided.failed[0][1]
+
+
+def test_an_input_is_never_written_over(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    aliases = [source, Path(f"{source.parent}/../{tmp_path.name}/x.png")]
+    link = tmp_path / "link.png"
+    link.symlink_to(source)
+    for output in (*aliases, link):
+        options = dataclasses.replace(ONE, output=str(output))
+        with pytest.raises(OutputError, match="is an input"):
+            planned(tiny_prior, [source], options=options)
+    reference = save(tmp_path / "clean.png")
+    options = dataclasses.replace(ONE, output=str(reference), reference=reference)
+    with pytest.raises(OutputError, match="is an input"):
+        planned(tiny_prior, [source], options=options)
+
+
+def test_an_output_that_is_another_input_is_refused(tiny_prior, tmp_path):
+    save(tmp_path / "x.png")
+    save(tmp_path / "x_diip.png")  # somebody's own picture: it has no record
+    options = dataclasses.replace(ONE, output=str(tmp_path))
+    with pytest.raises(OutputError, match="is an input"):
+        planned(tiny_prior, [tmp_path], options=options)
+
+
+def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "taken_diip.png").mkdir()
+
+    def check(output):
+        options = dataclasses.replace(ONE, output=output and str(output))
+        plan.check_writable(planned(tiny_prior, [source], options=options).tasks)
+
+    with pytest.raises(ImageError, match="choose another --output"):
+        check(tmp_path / "file" / "out")
+    os.rename(source, tmp_path / "taken.png")
+    source = tmp_path / "taken.png"
+    with pytest.raises(ImageError, match="taken_diip.png: it is a folder"):
+        check(None)
+    check(tmp_path / "new" / "sub")
+    assert not list((tmp_path / "new" / "sub").iterdir())  # made, and left empty
+
+
+def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
+    reference = save(tmp_path / "clean.png", seeded.image(24, 22))
+    options = dataclasses.replace(ONE, reference=reference)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
+    assert not decided.tasks
+    ((path, reason),) = decided.failed
+    assert path == tmp_path / "x.png"
+    assert "22x24" in reason
+
+
+def test_each_photo_of_a_folder_gets_the_reference_of_its_name(tiny_prior, tmp_path):
+    for name in ("a.png", "sub/a.png", "c.png"):
+        save(tmp_path / "in" / name)
+    for name in ("a.bmp", "sub/a.tif"):
+        save(tmp_path / "clean" / name)
+    options = dataclasses.replace(
+        ONE, output=str(tmp_path / "out"), reference=tmp_path / "clean"
+    )
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options, recursive=True)
+    found = {str(t.source.relative): str(t.reference) for t in decided.tasks}
+    assert found == {
+        "a.png": str(tmp_path / "clean" / "a.bmp"),
+        "sub/a.png": str(tmp_path / "clean" / "sub" / "a.tif"),
+    }
+    ((path, reason),) = decided.failed
+    assert path == tmp_path / "in" / "c.png"
+    assert "has nothing for c.png" in reason
+
+
+def test_standard_output_takes_one_image(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    options = dataclasses.replace(ONE, output="-")
+    (task,) = planned(tiny_prior, [source], options=options).tasks
+    assert task.to_stdout
+    assert task.output == Path("-.png")
+    plan.check_writable([task])
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+    with pytest.raises(OutputError, match="one image each"):
+        planned(tiny_prior, [source, save(tmp_path / "y.png")], options=options)
+
+
+def test_a_task_names_its_files(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out" / "y.webp"))
+    (task,) = planned(tiny_prior, [save(tmp_path / "x.png")], options=options).tasks
+    assert not task.to_stdout
+    assert task.output == tmp_path / "out" / "y.webp"
+    assert task.record_path == tmp_path / "out" / "y.json"
+    assert task.state_path == tmp_path / "out" / ".y.webp.state"
+    assert task.reference is None
+
+
+# Each with another value than it has by default.
+OTHERS = {
+    "output": "out",
+    "suffix": "restored",
+    "ext": "webp",
+    "quality": 90,
+    "seed": 1,
+    "size_mode": "fit",
+    "max_pixels": 10,
+    "num_lanes": 3,
+    "overwrite": True,
+    "save_every": 5,
+    "reference": Path("clean.png"),
+    "lpips": "vgg",
+    "lpips_weights": Path("w.ckpt"),
+    "traces": Path("traces"),
+}
+
+
+def test_the_digest_depends_on_what_decides_pixels(tiny_prior):
+    assert OTHERS.keys() == {f.name for f in dataclasses.fields(plan.Options)}
+    default = plan.Options()
+
+    def digest(config=CONFIG, prior=tiny_prior, **changes):
+        options = dataclasses.replace(default, **changes)
+        return plan.digest(prior, config, options)
+
+    plain = digest()
+    changed = {name for name in OTHERS if digest(**{name: OTHERS[name]}) != plain}
+    assert changed == {"seed", "ext", "quality", "size_mode"}
+    assert digest(CONFIG.replace(epsilon=0.5)) != plain
+    assert digest(prior=seeded.prior(sha256="1" * 64)) != plain
+
+
+def test_a_key_is_that_of_the_seed_and_the_name():
+    keys = {
+        (seed, name): tuple(jax.random.key_data(plan.key(seed, Path(name))).tolist())
+        for seed in (0, 1)
+        for name in ("a.png", "b.png", "sub/a.png")
+    }
+    assert len(set(keys.values())) == len(keys)
+    again = jax.random.fold_in(jax.random.key(1), binascii.crc32(b"sub/a.png"))
+    assert keys[1, "sub/a.png"] == tuple(jax.random.key_data(again).tolist())
