@@ -21,7 +21,7 @@ import cases
 import jax
 import jax.numpy as jnp
 
-from checkpoints_convert import download as weights
+from checkpoints_convert import registry
 from diip_jax import PAPER, engine
 from diip_jax import prior as priors
 from diip_jax.prior import Card, Prior
@@ -134,7 +134,7 @@ def measure(parameters: int, flops: float) -> dict[str, Any]:
     evaluation = evaluation_flops(prior)
     row: dict[str, Any] = {
         "priors": [
-            c.name for c in weights.registry().values() if c.parameters == parameters
+            c.name for c in registry.public().values() if c.parameters == parameters
         ],
         "parameters": parameters,
         "size": side,

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     if sum(chosen) != 1 or (given.input is None) != (given.output is None):
         grammar.error("give INPUT and OUTPUT, or --download NAME, or --list")
 
-    from checkpoints_convert import download as weights
+    from checkpoints_convert.registry import WeightsError
     from checkpoints_convert.tensors import ConversionError, FactsError
 
     try:
@@ -88,19 +88,18 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(EXIT_USAGE, error)
     except ConversionError as error:
         return _fail(EXIT_INPUT, error)
-    except weights.WeightsError as error:
+    except WeightsError as error:
         return _fail(EXIT_WEIGHTS, error)
     except MemoryError:
         return _fail(EXIT_MEMORY, "not enough memory to hold the weights")
 
 
 def _run(given: argparse.Namespace) -> int:
-    from checkpoints_convert import convert, store
-    from checkpoints_convert import download as weights
+    from checkpoints_convert import convert, registry, store
     from diip_jax import storage
 
     if given.list:
-        print(weights.table())
+        print(registry.table())
         return EXIT_OK
     if given.download is not None:
         cache = storage.cache_dir()

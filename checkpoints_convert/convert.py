@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import ddim, diffusers, foreign, guided_diffusion
-from checkpoints_convert import registry as facts
+from checkpoints_convert import ddim, diffusers, guided_diffusion, registry
 from checkpoints_convert.reader import open_tensors
-from checkpoints_convert.registry import Description
+from checkpoints_convert.registry import Checkpoint
 from checkpoints_convert.tensors import (
     ConversionError,
     FactsError,
@@ -25,6 +25,26 @@ from diip_jax.schedule import Schedule
 LAYOUTS = (guided_diffusion, ddim, diffusers)
 HEADS = ("num_heads", "num_head_channels")
 MOST_NAMES = 20  # of those that do not match, in an error
+# What a name looks like, and what it betrays; the first pattern that fits counts.
+FOREIGN = (
+    (
+        r"map_noise|map_layer\d|(^|\.)(enc|dec)\.\d+x\d+_",
+        "an EDM network (NVlabs/edm), which is preconditioned in another way",
+    ),
+    (r"(^|\.)u_net\.[du]_blocks\.", "a k-diffusion network with its own layers"),
+    (
+        r"^(model\.)?diffusion_model\.|first_stage_model|cond_stage_model"
+        r"|post_quant_conv|attn2\.",
+        "a latent or text-conditional diffusion model, which does not work on pixels",
+    ),
+    (r"^downsamples\.level_", "a ddpm-torch network (tqch/ddpm-torch)"),
+    (r"^all_modules\.\d", "a score_sde network (NCSN++ or DDPM++)"),
+    (
+        r"^(denoise_fn\.)?(init_conv|downs\.0)\.",
+        "a denoising-diffusion-pytorch network",
+    ),
+    (r"class_embedding\.|label_emb", "a class-conditional network"),
+)
 
 TreePath = tuple[str, ...]
 
@@ -68,7 +88,7 @@ def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa:
         path = diffusers.locate(path)
     with open_tensors(path) as tensors:
         layout = detect(tensors)
-        sha256 = facts.digest(path)
+        sha256 = registry.digest(path)
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         row = describe(path, sha256, parameters, layout, request)
         try:
@@ -103,7 +123,7 @@ def detect(tensors: Tensors) -> Any:
     Raises:
         ConversionError: none; the message says what the names show.
     """
-    if what := foreign.recognise(tensors):
+    if what := recognise_foreign(tensors):
         raise ConversionError(f"the file holds {what}; this cannot be used as a prior")
     for layout in LAYOUTS:
         if layout.matches(tensors):
@@ -115,9 +135,22 @@ def detect(tensors: Tensors) -> Any:
     )
 
 
+def recognise_foreign(names: Iterable[str]) -> str | None:
+    """Return which other network tensor names betray, and the first such name.
+
+    None where they betray none.
+    """
+    ordered = sorted(names)
+    for pattern, what in FOREIGN:
+        for name in ordered:
+            if re.search(pattern, name):
+                return f"{what} (it has {name})"
+    return None
+
+
 def describe(
     path: Path, sha256: str, parameters: int, layout: Any, request: Request
-) -> Description:
+) -> Checkpoint:
     """Return all that is known of a file, complete enough for `layout`.
 
     Raises:
@@ -125,10 +158,12 @@ def describe(
         FactsError: something is missing or does not apply.
         WeightsError: the request names an unknown checkpoint.
     """
-    row = _row(path, sha256, parameters, request)
+    file = Checkpoint(
+        name="", layout=layout.NAME, parameters=parameters, file=path.name
+    )
+    row = _row(path, sha256, file, request)
     for what, found in (("layout", layout.NAME), ("parameters", parameters)):
-        expected = getattr(row, what)
-        if expected not in (None, found):
+        if (expected := getattr(row, what)) != found:
             raise ConversionError(
                 f"{path.name} has {what} {found}, but "
                 f"{request.known_as or request.like} has {expected}"
@@ -209,23 +244,30 @@ def to_flax(tensor: LazyTensor, rank: int) -> np.ndarray:
     return np.array(array, np.float32, order="C")
 
 
-def _row(path: Path, sha256: str, parameters: int, request: Request) -> Description:
-    """Return the known checkpoint that a file is, or was trained like."""
+def _row(path: Path, sha256: str, file: Checkpoint, request: Request) -> Checkpoint:
+    """Return the row of the known checkpoint that a file is, or one for the file.
+
+    Args:
+        path: the file.
+        sha256: its hash.
+        file: what the file shows: layout, number of weights, name.
+        request: what the user says about it.
+    """
     if request.known_as:
-        row = facts.lookup(request.known_as)
-        facts.check_hash(path, sha256, row)
+        row = registry.lookup(request.known_as)
+        registry.check_hash(path, sha256, row)
         return row
     if request.like:
-        row = facts.lookup(request.like)
-        return Description(
-            name="",
+        row = registry.lookup(request.like)
+        return dataclasses.replace(
+            file,
+            layout=row.layout,
             architecture=row.architecture,
             schedule=row.schedule,
             preset=row.preset,
             any_size=row.any_size,
-            layout=row.layout,
         )
-    return facts.identify(path, sha256, parameters) or Description(name="")
+    return registry.identify(path, sha256, file.parameters) or file
 
 
 def _check_applicable(layout: Any, request: Request) -> None:

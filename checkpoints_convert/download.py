@@ -1,147 +1,52 @@
-"""Public checkpoints: what is known about them, and downloads that can be trusted.
+"""Verified downloads of public checkpoints, and the lock file that records them.
 
-`registry.toml` holds one table per checkpoint. `fetch` tries its addresses in order,
-downloads into a folder that nothing reads, checks the files there and only then moves
-that folder to its place with one rename: whatever cuts a download short leaves
-nothing behind that a later run would take for weights.
+`fetch` tries the addresses of a checkpoint in order. It downloads into a folder that
+nothing reads, checks the files there and moves that folder to its place with one
+rename. A download that is cut short leaves nothing that a later run takes for weights.
 
-A file is checked against its published hash. Where nobody publishes one, the hash seen
-at the first download is recorded in `weights.lock.json` and compared ever after. The
-same entry keeps size and time, so that unchanged files are not hashed at every start.
+A published hash decides whether a file is right. Where nobody publishes one, the first
+download records the hash in `weights.lock.json`, and every later run compares with it.
+The same entry keeps size and time, so that unchanged files are not hashed at every
+start.
 """
 
 import dataclasses
-import difflib
 import functools
-import hashlib
-import importlib.resources
 import importlib.util
 import json
 import os
 import re
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from checkpoints_convert import registry
+from checkpoints_convert.registry import Checkpoint, HubFile, WeightsError
 from diip_jax import storage
-from diip_jax.schedule import Schedule
 
-CONFIG_FILES = ("config.json", "scheduler_config.json")  # beside a diffusers file
 LOCK = "weights.lock.json"
 DRIVE_URL = "https://drive.google.com/uc?id={}"
 ATTEMPTS = 2  # of a plain URL; the other clients retry by themselves
 
 Notify = Callable[[str], None]
-Source = Callable[["Checkpoint", Path], None]
+Source = Callable[[Checkpoint, Path], None]
 Records = dict[str, dict]  # file name -> its bytes, mtime_ns, sha256 and maybe md5
-
-
-class WeightsError(RuntimeError):
-    """Weights are missing, damaged or out of reach; one line with the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HubFile:
-    """A file on the Hugging Face hub, pinned to a revision."""
-
-    repo: str
-    file: str
-    revision: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """One public checkpoint: a row of `registry.toml`, whose head explains the fields.
-
-    `parameters` are counted as float32; `architecture` holds what the keys of the file
-    do not reveal; `urls`, `hub` and `gdrive` are tried in this order.
-    """
-
-    name: str
-    layout: str  # "guided_diffusion", "ddim" or "diffusers"
-    image_size: int
-    parameters: int
-    file: str
-    licence: str
-    training_data: str
-    source: str
-    architecture: Mapping[str, int | bool] = dataclasses.field(default_factory=dict)
-    schedule: Schedule = Schedule()
-    urls: tuple[str, ...] = ()
-    hub: HubFile | None = None
-    gdrive: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    paper: str | None = None
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Names of the files without which the checkpoint cannot be converted."""
-        return CONFIG_FILES if self.layout == "diffusers" else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """Verified files on disk: the weights, their hash, and what comes beside them."""
+    """Verified files on disk.
+
+    Attributes:
+        path: the weights.
+        sha256: their hash.
+        extra_files: the configuration files beside them, by name.
+    """
 
     path: Path
     sha256: str
     extra_files: Mapping[str, Path]
-
-
-# The registry
-
-
-def registry() -> Mapping[str, Checkpoint]:
-    """Return the known checkpoints by name, in the order of the data file."""
-    file = importlib.resources.files("checkpoints_convert") / "registry.toml"
-    rows = tomllib.loads(file.read_text(encoding="utf-8"))
-    return {name: _checkpoint(name, row) for name, row in rows.items()}
-
-
-def _checkpoint(name: str, row: dict) -> Checkpoint:
-    row = {**row, "urls": tuple(row.get("urls", ()))}
-    row["schedule"] = Schedule(**row.get("schedule", {}))
-    if "hub" in row:
-        row["hub"] = HubFile(**row["hub"])
-    return Checkpoint(name=name, **row)
-
-
-def lookup(name: str) -> Checkpoint:
-    """Return the checkpoint called name.
-
-    Raises:
-        WeightsError: nothing is called so; the message lists close names.
-    """
-    known = registry()
-    if name in known:
-        return known[name]
-    close = [n for n in known if name and name in n][:3]
-    close = close or difflib.get_close_matches(name, known, cutoff=0.4)
-    hint = f"did you mean {', '.join(close)}? " if close else ""
-    raise WeightsError(
-        f"no checkpoint is called {name!r}: {hint}"
-        "`python -m checkpoints_convert --list` shows all"
-    )
-
-
-def table() -> str:
-    """Return the registry as aligned text, one line per checkpoint."""
-    head = ("name", "layout", "px", "MB", "training data", "licence", "paper")
-    rows = [head, *map(_table_row, registry().values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (map(str.ljust, row, widths) for row in rows)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def _table_row(c: Checkpoint) -> tuple[str, ...]:
-    # ">": nobody published the size; the float32 parameters alone need this much
-    size = f"{c.bytes / 1e6:.0f}" if c.bytes else f">{4 * c.parameters / 1e6:.0f}"
-    side = str(c.image_size)
-    return c.name, c.layout, side, size, c.training_data, c.licence, c.paper or "-"
 
 
 # Fetching
@@ -390,8 +295,7 @@ def _record(checkpoint: Checkpoint, path: Path, known: Mapping) -> dict:
     if record.items() <= known.items() and known.keys() >= set(algorithms):
         return dict(known)
     for algorithm in algorithms:
-        with path.open("rb") as file:
-            record[algorithm] = hashlib.file_digest(file, algorithm).hexdigest()
+        record[algorithm] = registry.digest(path, algorithm)
     return record
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoints_convert import download as weights
+from checkpoints_convert import download, registry
 from checkpoints_convert.convert import Request, convert
 from checkpoints_convert.tensors import FactsError
 from diip_jax import prior as priors
@@ -61,7 +61,7 @@ def locate(
                 f"{name} is a file; convert it with `python -m checkpoints_convert "
                 f"{name} OUT` and pass --prior OUT"
             ) from error
-        if name not in weights.registry():
+        if name not in registry.public():
             raise PriorError(
                 f"{error}; `python -m checkpoints_convert --list` names public ones"
             ) from error
@@ -78,11 +78,12 @@ def obtain(
 ) -> Path:
     """Return the folder of a public checkpoint as a prior.
 
-    It is downloaded, verified and converted once. A prior that was converted from a
-    file of another hash than the published one is converted again.
+    The first call downloads, verifies and converts the checkpoint. Later calls return
+    the same folder. A prior that was converted from a file with another hash than the
+    published one is converted again.
 
     Args:
-        name: a row of the registry.
+        name: name of a public checkpoint.
         cache: the folder of all downloads, usually `storage.cache_dir()`.
         offline: never touch the network.
         progress: show a progress bar on stderr.
@@ -92,11 +93,11 @@ def obtain(
         WeightsError: unknown name, or no source gave the right file.
         ConversionError: the file is not what the registry says.
     """
-    row = weights.lookup(name)
+    row = registry.lookup_public(name)
     folder = Path(cache) / "priors" / name
     if _is_current(folder, row.sha256):
         return folder
-    fetched = weights.fetch(
+    fetched = download.fetch(
         row, cache=cache, offline=offline, progress=progress, notify=notify
     )
     notify(f"{name}: converting {fetched.path.name}")

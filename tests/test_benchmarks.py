@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert import download as weights
+from checkpoints_convert import registry
 from diip_jax import canvas, diip, engine
 from helpers import seeded
 
@@ -135,7 +135,7 @@ def test_the_memory_table_adds_up(tiny_prior):
 
 def test_every_architecture_of_the_registry_has_a_row():
     module = load("priors")
-    counts = {checkpoint.parameters for checkpoint in weights.registry().values()}
+    counts = {checkpoint.parameters for checkpoint in registry.public().values()}
     assert counts == set(module.ARCHITECTURES)
     for parameters in counts:
         assert module.card(parameters).parameters == parameters  # else it exits

@@ -5,6 +5,7 @@ must not have imported anything yet, or where its standard output is closed. Exp
 exit codes are those that `--help` lists.
 """
 
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -28,7 +29,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import main
-from checkpoints_convert import download as weights
+from checkpoints_convert import registry
 from diip_jax import diip, engine, images, restore
 from diip_jax import prior as priors
 from diip_jax.photos import find
@@ -332,10 +333,9 @@ def public(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    row = weights.Checkpoint(
+    row = registry.Checkpoint(
         name="tiny-public",
         layout="guided_diffusion",
-        image_size=16,
         parameters=sum(
             t.size for t in seeded.tensors(seeded.torch_shapes(seeded.TINY)).values()
         ),
@@ -344,15 +344,17 @@ def public(tmp_path, monkeypatch):
         training_data="random numbers",
         source="this test",
         architecture={
+            "image_size": 16,
             "num_heads": 2,
             "num_head_channels": -1,
             "new_attention_order": seeded.TINY.use_new_attention_order,
         },
+        schedule={"kind": "linear", "num_train_timesteps": 1000},
         urls=(f"http://127.0.0.1:{server.server_port}/{path.name}",),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     rows = {row.name: row}
-    monkeypatch.setattr(weights, "registry", lambda: rows)
+    monkeypatch.setattr(registry, "public", lambda: rows)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "cache"))
     yield rows, asked
@@ -381,9 +383,7 @@ def test_a_public_checkpoint_is_fetched_once_with_its_licence(run, tmp_path, pub
 
 def test_acceptance_8_a_wrong_hash_exits_5_and_nothing_is_kept(run, tmp_path, public):
     rows, asked = public
-    rows["tiny-public"] = weights.dataclasses.replace(
-        rows["tiny-public"], sha256="0" * 64
-    )
+    rows["tiny-public"] = dataclasses.replace(rows["tiny-public"], sha256="0" * 64)
     save(tmp_path / "x.png")
     code, _, err = run("x.png", prior="tiny-public")
     assert code == 5

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert import download
+from checkpoints_convert import download, registry
 from diip_jax import compilation, engine, images, storage
 from diip_jax import prior as priors
 from diip_jax.photos import record, resume
@@ -124,10 +124,9 @@ class Download:
 
     def __init__(self, folder):
         self.cache = folder
-        self.checkpoint = download.Checkpoint(
+        self.checkpoint = registry.Checkpoint(
             name="made-up",
             layout="guided_diffusion",
-            image_size=8,
             parameters=2,
             file="made-up.pt",
             licence="none",

@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from checkpoints_convert import (
@@ -31,12 +32,10 @@ from checkpoints_convert import (
     convert,
     ddim,
     diffusers,
-    facts,
-    foreign,
     guided_diffusion,
     reader,
+    registry,
 )
-from checkpoints_convert import download as weights
 from checkpoints_convert.convert import Request
 from checkpoints_convert.tensors import ConversionError, FactsError, LazyTensor
 from diip_jax import prior as priors
@@ -600,7 +599,7 @@ def test_known_layouts_are_not_taken_for_others(layout):
         "ddim": transcription.as_ermongroup(unet2d_weights(), 2),
         "diffusers": unet2d_weights(),
     }[layout]
-    assert foreign.recognise(arrays) is None
+    assert convert.recognise_foreign(arrays) is None
     assert layout == convert.detect(lazy(arrays)).NAME
 
 
@@ -816,7 +815,7 @@ def test_like_takes_the_facts_and_nothing_else(adm_file):
     assert card.architecture.num_heads == 4
     assert card.architecture.image_size == 16
     assert card.schedule == Schedule("cosine", 4000, rescale_timesteps=True)
-    with pytest.raises(weights.WeightsError, match="no checkpoint is called 'nobody'"):
+    with pytest.raises(registry.WeightsError, match="no checkpoint is called 'nobody'"):
         convert.convert(adm_file, Request(like="nobody"))
 
 
@@ -847,21 +846,21 @@ def test_a_file_without_published_hash_must_have_the_right_size(tmp_path):
 
 
 def test_known_checkpoints_are_recognised(tmp_path):
-    rows = facts.known()
+    rows = registry.known()
     assert list(rows)[:2] == ["natural64", "faces64"]
-    assert set(weights.registry()) < set(rows)
+    assert set(registry.public()) < set(rows)
     path = tmp_path / "celeba256_250000.pt"
     path.write_bytes(b"x")
-    by_name = facts.identify(path, "0" * 64, 552_814_086)
+    by_name = registry.identify(path, "0" * 64, 552_814_086)
     assert by_name == rows["repaint-celeba256"]
-    assert facts.identify(path, "0" * 64, 552_814_085) is None
-    by_hash = facts.identify(path, str(rows["dps-ffhq-10m"].sha256), 1)
+    assert registry.identify(path, "0" * 64, 552_814_085) is None
+    by_hash = registry.identify(path, str(rows["dps-ffhq-10m"].sha256), 1)
     assert by_hash == rows["dps-ffhq-10m"]
 
 
-@pytest.mark.parametrize("name", [*weights.registry(), "natural64", "faces64"])
+@pytest.mark.parametrize("name", [*registry.public(), "natural64", "faces64"])
 def test_rows_hold_all_the_facts_that_their_layout_needs(name):
-    row = facts.lookup(name)
+    row = registry.lookup(name)
     layout = {layout.NAME: layout for layout in convert.LAYOUTS}[str(row.layout)]
     given = dict(row.architecture)
     if layout is diffusers:
@@ -905,7 +904,7 @@ def test_the_command_writes_a_prior_that_loads(adm_file, tmp_path, capsys):
     assert card.architecture == SMALL_ADM
     assert (card.name, card.licence, card.any_size) == ("prior", "CC0", True)
     assert card.parameters == sum(a.size for a in adm_weights().values())
-    assert card.sha256 == facts.digest(adm_file)
+    assert card.sha256 == registry.digest(adm_file)
     assert os.listdir(out.parent) == ["prior"]  # nothing else is left behind
     assert run(adm_file, out, *ADM_FLAGS, "--name", "again") == 0  # in its place
     assert priors.load(out).card.name == "again"
@@ -980,7 +979,7 @@ def test_exit_codes_and_one_line_messages(adm_file, tmp_path, capsys):
 def test_list_shows_the_registry(capsys):
     assert run("--list") == 0
     shown = capsys.readouterr().out
-    for name in weights.registry():
+    for name in registry.public():
         assert name in shown
 
 
@@ -989,12 +988,12 @@ def test_a_failed_write_leaves_what_was_there(adm_file, tmp_path, monkeypatch):
     assert run(adm_file, out, *ADM_FLAGS) == 0
     before = (out / "card.json").read_text()
 
-    def fail(path, prior):
-        path.mkdir()
-        (path / "card.json").write_text("{}")
+    def fail(_, params, __):
+        params.mkdir()
+        (params.parent / "card.json").write_text("{}")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(priors, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     with pytest.raises(OSError, match="no space"):
         run(adm_file, out, *ADM_FLAGS)
     assert (out / "card.json").read_text() == before
@@ -1046,20 +1045,20 @@ def published(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    row = weights.Checkpoint(
+    row = registry.Checkpoint(
         name="tiny",
         layout="guided_diffusion",
-        image_size=16,
-        architecture={"num_heads": 2, "new_attention_order": False},
+        architecture=ADM_FACTS,
+        schedule=LINEAR,
         parameters=sum(a.size for a in adm_weights().values()),
         file=path.name,
-        sha256=facts.digest(path),
+        sha256=registry.digest(path),
         urls=(f"http://127.0.0.1:{server.server_address[1]}/{path.name}",),
         licence="CC0",
         training_data="random numbers",
         source="a test",
     )
-    monkeypatch.setattr(weights, "registry", lambda: {"tiny": row})
+    monkeypatch.setattr(registry, "public", lambda: {"tiny": row})
     monkeypatch.setenv("DIIP_CACHE", str(tmp_path / "cache"))
     yield row, requests
     server.shutdown()

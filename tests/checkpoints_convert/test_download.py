@@ -22,8 +22,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_convert import download as weights
-from checkpoints_convert.download import Checkpoint, HubFile, WeightsError
+from checkpoints_convert import download, registry
+from checkpoints_convert.registry import Checkpoint, HubFile, WeightsError
+from diip_jax.schedule import Schedule
 
 pytest.importorskip("pooch")
 pytest.importorskip("huggingface_hub")
@@ -135,7 +136,6 @@ def tiny(*urls, **fields):
     published = {"sha256": SHA256, "bytes": len(DATA), "layout": "ddim"}
     return Checkpoint(
         name="tiny",
-        image_size=8,
         parameters=len(DATA) // 4,
         file="tiny.pt",
         licence="CC BY-NC 4.0",
@@ -154,7 +154,7 @@ def fetch(checkpoint, cache, **options):
     """Fetch, and return the result with the notices that were given."""
     notices = []
     options = {"progress": False} | options
-    fetched = weights.fetch(checkpoint, cache=cache, notify=notices.append, **options)
+    fetched = download.fetch(checkpoint, cache=cache, notify=notices.append, **options)
     assert not any("\n" in notice for notice in notices)
     return fetched, notices
 
@@ -164,7 +164,7 @@ def refusal(checkpoint, cache, **options):
     with pytest.raises(WeightsError) as caught:
         fetch(checkpoint, cache, **options)
     assert "\n" not in str(caught.value)
-    left = [p for p in cache.rglob("*") if p.is_file() and p.name != weights.LOCK]
+    left = [p for p in cache.rglob("*") if p.is_file() and p.name != download.LOCK]
     assert left == []
     return str(caught.value)
 
@@ -172,14 +172,12 @@ def refusal(checkpoint, cache, **options):
 # The registry
 
 
-@pytest.mark.parametrize(
-    "checkpoint", weights.registry().values(), ids=lambda c: c.name
-)
+@pytest.mark.parametrize("checkpoint", registry.public().values(), ids=lambda c: c.name)
 def test_registry_row_is_well_formed(checkpoint):
     c = checkpoint
     assert re.fullmatch(r"[a-z0-9-]+", c.name)
     assert c.layout in ("guided_diffusion", "ddim", "diffusers")
-    assert c.image_size in (32, 64, 256, 512)
+    assert c.architecture["image_size"] in (32, 64, 256, 512)
     assert type(c.parameters) is int
     assert c.parameters > 30_000_000
     assert "/" not in c.file
@@ -195,37 +193,36 @@ def test_registry_row_is_well_formed(checkpoint):
         assert re.fullmatch(r"[0-9a-f]{40}", c.hub.revision) or c.sha256
 
 
-@pytest.mark.parametrize(
-    "checkpoint", weights.registry().values(), ids=lambda c: c.name
-)
+@pytest.mark.parametrize("checkpoint", registry.public().values(), ids=lambda c: c.name)
 def test_registry_row_has_what_its_layout_needs(checkpoint):
     c = checkpoint
     switches = {"num_heads", "num_head_channels", "new_attention_order"}
-    assert set(c.architecture) == (
+    assert set(c.architecture) - {"image_size"} == (
         switches if c.layout == "guided_diffusion" else set()
     )
     assert c.layout != "diffusers" or c.hub  # config.json comes only from there
-    assert len(c.schedule.alphas_cumprod()) == c.schedule.num_train_timesteps
-    assert (c.schedule.kind == "cosine") == c.schedule.rescale_timesteps
+    schedule = Schedule(**c.schedule)
+    assert len(schedule.alphas_cumprod()) == schedule.num_train_timesteps
+    assert (schedule.kind == "cosine") == schedule.rescale_timesteps
     if c.bytes:  # published sizes agree with our counts: float32 and a little pickle
         assert 0 < c.bytes - 4 * c.parameters < 200_000
 
 
 def test_registry_serves_both_evaluations_of_the_paper():
-    papers = {c.name: c.paper for c in weights.registry().values() if c.paper}
+    papers = {c.name: c.paper for c in registry.public().values() if c.paper}
     assert set(papers) == {"adm-imagenet256-uncond", "repaint-celeba256"}
     assert "ImageNet" in papers["adm-imagenet256-uncond"]
     assert "CelebA" in papers["repaint-celeba256"]
 
 
 def test_hashes_belong_to_one_network_each():
-    rows = [c for c in weights.registry().values() if c.sha256 or c.md5]
+    rows = [c for c in registry.public().values() if c.sha256 or c.md5]
     assert len({c.sha256 or c.md5 for c in rows}) == len(rows)
 
 
 def test_table_lists_every_row():
-    head, *lines = weights.table().splitlines()
-    rows = weights.registry()
+    head, *lines = registry.table().splitlines()
+    rows = registry.public()
     assert [line.split()[0] for line in lines] == list(rows)
     for line, c in zip(lines, rows.values(), strict=True):
         assert c.licence in line
@@ -245,9 +242,9 @@ def test_table_lists_every_row():
 )
 def test_unknown_name_lists_close_ones(name, close):
     with pytest.raises(WeightsError, match=r"--list") as caught:
-        weights.lookup(name)
+        registry.lookup_public(name)
     assert close in str(caught.value)
-    assert weights.lookup("repaint-celeba256").parameters == 552_814_086
+    assert registry.lookup_public("repaint-celeba256").parameters == 552_814_086
 
 
 # A plain server
@@ -274,9 +271,9 @@ def test_licence_is_shown_before_the_first_request(serve, cache):
         if "CC BY-NC 4.0" in text:
             shown.append(len(asked))
 
-    weights.fetch(tiny(url), cache=cache, progress=False, notify=notify)
+    download.fetch(tiny(url), cache=cache, progress=False, notify=notify)
     assert shown == [0]
-    weights.fetch(tiny(url), cache=cache, progress=False, notify=notify)
+    download.fetch(tiny(url), cache=cache, progress=False, notify=notify)
     assert shown == [0]
 
 
@@ -332,7 +329,7 @@ def test_connection_cut_every_time_leaves_nothing(serve, cache):
     message = refusal(tiny(url), cache)
     assert f"tiny: no source gave it: {url}: IncompleteRead(" in message
     assert message.endswith(f"get tiny.pt by other means and run {BY_HAND}")
-    assert len(asked) == weights.ATTEMPTS
+    assert len(asked) == download.ATTEMPTS
     # and what was left is not trusted by a run whose server works
     working, _ = serve(whole(DATA))
     assert fetch(tiny(working), cache)[0].path.read_bytes() == DATA
@@ -354,7 +351,7 @@ def test_silently_cut_file_is_refused(serve, cache, published, reason):
     assert re.search(
         f"{re.escape(url)}: {reason};", refusal(tiny(url, **published), cache)
     )
-    assert not (cache / weights.LOCK).exists()
+    assert not (cache / download.LOCK).exists()
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
@@ -373,7 +370,7 @@ def test_html_page_is_named_as_such(serve, cache, checkpoint):
     url, _ = serve(whole(PAGE, "text/html"))
     message = refusal(checkpoint(url), cache)
     assert f"{url}: an HTML page (Quota exceeded) came instead of tiny.pt;" in message
-    assert not (cache / weights.LOCK).exists()
+    assert not (cache / download.LOCK).exists()
 
 
 def test_dead_mirror_falls_through_to_the_next(serve, cache):
@@ -416,7 +413,7 @@ def test_ctrl_c_leaves_nothing(cache, monkeypatch):
         destination.write_bytes(DATA[:1000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "from_url", interrupted)
+    monkeypatch.setattr(download, "from_url", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(tiny("http://127.0.0.1/"), cache)
     assert not [p for p in cache.rglob("*") if p.is_file()]
@@ -440,7 +437,7 @@ def test_killed_download_is_not_trusted_later(serve, cache):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         leave.set()
-    assert not (cache / weights.LOCK).exists()
+    assert not (cache / download.LOCK).exists()
     fetched, _ = fetch(unpublished(url), cache)
     assert fetched.path.read_bytes() == DATA
     assert len(asked) == 2
@@ -476,7 +473,7 @@ def test_unpublished_hash_is_recorded_shown_and_compared(serve, cache):
     url, _ = serve(whole(DATA), whole(OTHER))
     fetched, notices = fetch(unpublished(url), cache)
     assert fetched.sha256 == SHA256
-    lock = cache / weights.LOCK
+    lock = cache / download.LOCK
     assert f"recorded in {lock}" in notices[-1]
     assert f"tiny.pt {SHA256}" in notices[-1]
     recorded = lock.read_bytes()
@@ -508,10 +505,10 @@ def test_file_damaged_in_the_cache_is_fetched_again(serve, cache, checkpoint):
 
 def test_a_new_entry_keeps_the_others(serve, cache):
     cache.mkdir()
-    (cache / weights.LOCK).write_text('{"other": {"file": {"sha256": "00"}}}')
+    (cache / download.LOCK).write_text('{"other": {"file": {"sha256": "00"}}}')
     url, _ = serve(whole(DATA))
     fetch(unpublished(url), cache)
-    lock = json.loads((cache / weights.LOCK).read_text())
+    lock = json.loads((cache / download.LOCK).read_text())
     assert lock["other"] == {"file": {"sha256": "00"}}
     assert set(lock) == {"other", "tiny"}
 
@@ -519,7 +516,7 @@ def test_a_new_entry_keeps_the_others(serve, cache):
 def test_unreadable_lock_file_deletes_no_weights(serve, cache):
     url, _ = serve(whole(DATA))
     fetched, _ = fetch(tiny(url), cache)
-    (cache / weights.LOCK).write_text("{")
+    (cache / download.LOCK).write_text("{")
     with pytest.raises(WeightsError, match="is not valid JSON; repair it"):
         fetch(tiny(url), cache)
     assert fetched.path.exists()
@@ -576,7 +573,7 @@ def test_missing_library_names_the_extra(cache, monkeypatch, library, place):
 
 def test_drive_download(serve, cache, monkeypatch, capfd):
     url, asked = serve(whole(DATA))
-    monkeypatch.setattr(weights, "DRIVE_URL", url + "?id={}")
+    monkeypatch.setattr(download, "DRIVE_URL", url + "?id={}")
     fetched, _ = fetch(tiny(gdrive="ID"), cache)
     assert fetched.path.read_bytes() == DATA
     assert asked == ["/tiny.pt?id=ID"]
@@ -585,7 +582,7 @@ def test_drive_download(serve, cache, monkeypatch, capfd):
 
 def test_drive_connection_cut(serve, cache, monkeypatch):
     url, _ = serve(half)
-    monkeypatch.setattr(weights, "DRIVE_URL", url + "?id={}")
+    monkeypatch.setattr(download, "DRIVE_URL", url + "?id={}")
     assert f"no source gave it: {url}?id=ID: Incomplete" in refusal(
         tiny(gdrive="ID"), cache
     )
@@ -593,7 +590,7 @@ def test_drive_connection_cut(serve, cache, monkeypatch):
 
 def test_drive_page_instead_of_the_file(serve, cache, monkeypatch):
     url, _ = serve(whole(PAGE, "text/html"))
-    monkeypatch.setattr(weights, "DRIVE_URL", url + "?id={}")
+    monkeypatch.setattr(download, "DRIVE_URL", url + "?id={}")
     message = refusal(tiny(gdrive="ID"), cache)
     assert f"{url}?id=ID: an HTML page (Quota exceeded) came instead" in message
 
@@ -618,9 +615,9 @@ def start_fetch(checkpoint, cache, **environment):
     script = """
         import json, sys
         from pathlib import Path
-        from diip_jax.schedule import Schedule
-        from checkpoints_convert.download import Checkpoint, HubFile
-        from checkpoints_convert.download import WeightsError, fetch
+        from checkpoints_convert.download import fetch
+        from checkpoints_convert.registry import Checkpoint, HubFile, WeightsError
+        from diip_jax import DIIPConfig
         cache, checkpoint, notices = Path(sys.argv[1]), eval(sys.argv[2]), []
         try:
             got = fetch(checkpoint, cache=cache, progress=False, notify=notices.append)
@@ -710,7 +707,7 @@ def test_hub_download_with_configuration(hub, cache):
     assert sha256 == SHA256
     assert Path(path).name == "tiny.pt"
     assert Path(path).read_bytes() == DATA
-    assert set(extras) == set(weights.CONFIG_FILES)
+    assert set(extras) == set(registry.CONFIG_FILES)
     for name, extra in extras.items():
         assert Path(extra).read_bytes() == FILES[name]
         assert Path(extra).parent == Path(path).parent
@@ -718,13 +715,13 @@ def test_hub_download_with_configuration(hub, cache):
     assert {parts[4] for parts in resolved} == {REVISION}
     assert {parts[5] for parts in resolved} == set(FILES)
     # nobody publishes hashes of the configuration: trusted on first use, and said
-    recorded = json.loads((cache / weights.LOCK).read_text())["tiny"]
-    for name in weights.CONFIG_FILES:
+    recorded = json.loads((cache / download.LOCK).read_text())["tiny"]
+    for name in registry.CONFIG_FILES:
         assert recorded[name]["sha256"] == hashlib.sha256(FILES[name]).hexdigest()
         assert name in notices[-1]
     assert "tiny.pt" not in notices[-1].split(": ", 3)[-1]
     left = {p.name for p in Path(path).parent.iterdir()}
-    assert left == {"tiny.pt", *weights.CONFIG_FILES}  # no scratch of the client
+    assert left == {"tiny.pt", *registry.CONFIG_FILES}  # no scratch of the client
 
     count = len(asked)
     again = fetch_elsewhere(checkpoint, cache, endpoint)
