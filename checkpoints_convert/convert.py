@@ -153,6 +153,13 @@ def describe(
 ) -> Checkpoint:
     """Return all that is known of a file, complete enough for `layout`.
 
+    Args:
+        path: the file.
+        sha256: its hash.
+        parameters: its number of weights.
+        layout: the module of the layout that it has.
+        request: what the user says about it.
+
     Raises:
         ConversionError: the file is not what it is said to be.
         FactsError: something is missing or does not apply.

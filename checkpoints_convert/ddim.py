@@ -40,7 +40,7 @@ def matches(tensors: Tensors) -> bool:
 
 
 def missing(facts: Mapping[str, Any]) -> list[str]:
-    """Return what must still be said, since no key reveals it."""
+    """Return the facts that no key reveals and nobody has told yet."""
     return [name for name in FACTS if name not in facts]
 
 

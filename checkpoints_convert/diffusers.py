@@ -14,8 +14,8 @@ FAMILY = "ddpm"
 FACTS = ("image_size", "config", "scheduler_config")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-# What the constructor of UNet2DModel does where config.json is silent, and what it may
-# be told here. None: any value.
+# The options of UNet2DModel: its default where config.json is silent, and the values
+# that this package supports. None: any value.
 FIELDS: Mapping[str, tuple[Any, tuple[Any, ...] | None]] = {
     "_class_name": ("UNet2DModel", ("UNet2DModel",)),
     "sample_size": (None, None),
@@ -64,7 +64,7 @@ def matches(tensors: Tensors) -> bool:
 
 
 def missing(facts: Mapping[str, Any]) -> list[str]:
-    """Return what must still be said, since no key reveals it."""
+    """Return the facts that no key reveals and nobody has told yet."""
     if not facts.get("config"):
         return ["config (the config.json of the model)"]
     sizes = (facts.get("image_size"), facts["config"].get("sample_size"))
@@ -80,8 +80,8 @@ def architecture(tensors: Tensors, facts: Mapping[str, Any]) -> DDPMConfig:
     """Return the architecture that config.json describes.
 
     Raises:
-        ConversionError: config.json asks for something else than this package's DDPM
-            UNet can be switched to.
+        ConversionError: config.json asks for something that this package's DDPM UNet
+            cannot do.
     """
     del tensors  # the key check will tell whether config.json describes them
     config = _checked(facts["config"])

@@ -18,7 +18,7 @@ def matches(tensors: Tensors) -> bool:
 
 
 def missing(facts: Mapping[str, Any]) -> list[str]:
-    """Return what must still be said, since no key reveals it."""
+    """Return the facts that no key reveals and nobody has told yet."""
     wanted = [
         name for name in ("image_size", "new_attention_order") if name not in facts
     ]
@@ -88,10 +88,10 @@ class _Level(NamedTuple):
 
 
 def _levels(tensors: Tensors) -> list[_Level]:
-    """Read the levels, finest first, off the way up.
+    """Return the levels, finest first, as the names on the way up show them.
 
-    There every level but the finest ends with its upsampler, which shows in the names;
-    on the way down a halving block looks like any other.
+    On the way up every level but the finest ends with its upsampler, which has names
+    like no other block. On the way down a halving block has names like any other.
     """
     levels, num_blocks, i = [], 0, 0
     while (

@@ -1,7 +1,7 @@
-"""Read a checkpoint file into named tensors, whatever a training script wrapped around.
+"""Read a checkpoint file into named tensors, freed of a training script's wrappings.
 
-The tensors are lazy: their shapes are known at once, their numbers come from the disk
-one tensor at a time, so that a file of several gigabytes never lies in memory twice.
+The tensors are lazy: their shapes are known at once, and their numbers come from the
+disk one tensor at a time. A file of several gigabytes never lies in memory twice.
 """
 
 import contextlib
@@ -37,11 +37,15 @@ def open_tensors(path: str | Path) -> Iterator[Tensors]:
 
 
 def unwrap(loaded: Any, path: Path) -> Tensors:
-    """Return the state dict inside whatever a training script saved.
+    """Return the state dict inside what a training script saved.
 
-    ermongroup/ddim saves a list whose last element holds the averaged weights; others
-    save a dict of several things. Averaged weights are preferred. The prefixes that
-    wrappers add to every key are dropped.
+    ermongroup/ddim saves a list, whose last element holds the averaged weights. Other
+    scripts save a dict of several things. Averaged weights are preferred. The prefixes
+    that wrappers add to every key are dropped.
+
+    Args:
+        loaded: content of the file, with lazy tensors in it.
+        path: the file, for the error.
 
     Raises:
         ConversionError: there is no state dict inside.

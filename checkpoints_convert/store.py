@@ -106,7 +106,7 @@ def obtain(
 
 
 def _is_current(folder: Path, sha256: str | None) -> bool:
-    """Tell whether a converted prior is there, in today's format, of these weights."""
+    """Tell whether a folder holds a prior of these weights in today's format."""
     try:
         path = storage.settled(folder) / "card.json"
         card = priors.Card.from_json(path.read_text("utf-8"))

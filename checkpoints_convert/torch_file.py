@@ -1,8 +1,8 @@
 """Read what `torch.save` wrote, without PyTorch and without running any of it.
 
 A PyTorch file is a pickle plus raw storages: a zip archive since version 1.6, a stream
-before. A pickle may name anything at all to be called. This reader knows stand-ins for
-the few names that weights need; any other name ends the reading before it is called.
+before. A pickle may name any function to be called. This reader has stand-ins for the
+few names that weights need; any other name ends the reading before it is called.
 """
 
 import collections
@@ -141,10 +141,10 @@ def _read_stream(file: IO[bytes]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler for which the world consists of weights.
+    """An unpickler that knows nothing but weights.
 
-    What it hands to a pickle is made anew each time or cannot be changed, so that a
-    pickle cannot alter the reader either.
+    A pickle gets only objects that are new or cannot be changed. So it cannot alter the
+    reader.
     """
 
     def __init__(self, stream: IO[bytes], storage: OpenStorage):

@@ -1,0 +1,123 @@
+"""`python -m checkpoints_convert`, as a user types it."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+from checkpoints_convert import registry
+from diip_jax import prior as priors
+from diip_jax.schedule import Schedule
+from helpers import seeded
+from helpers.checkpoints import (
+    ADM_FLAGS,
+    SMALL_ADM,
+    adm_weights,
+    assert_trees_equal,
+    run,
+    save,
+    unet2d_weights,
+)
+from helpers.pickles import create_by_open
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_command_writes_a_prior_that_loads(adm_file, tmp_path, capsys):
+    out = tmp_path / "deep" / "prior"
+    assert run(adm_file, out, *ADM_FLAGS) == 0
+    assert "prior" in capsys.readouterr().err
+    loaded = priors.load(out)
+    assert_trees_equal(loaded.params, seeded.to_tree(adm_weights()))
+    card = loaded.card
+    assert card.architecture == SMALL_ADM
+    assert (card.name, card.licence, card.any_size) == ("prior", "CC0", True)
+    assert card.parameters == sum(a.size for a in adm_weights().values())
+    assert card.sha256 == registry.digest(adm_file)
+    assert os.listdir(out.parent) == ["prior"]  # nothing else is left behind
+    assert run(adm_file, out, *ADM_FLAGS, "--name", "again") == 0  # in its place
+    assert priors.load(out).card.name == "again"
+
+
+def test_a_diffusers_folder_needs_no_flags(unet2d_folder, tmp_path):
+    out = tmp_path / "prior"
+    assert run(unet2d_folder, out) == 0
+    loaded = priors.load(out)
+    assert loaded.card.family == "ddpm"
+    assert loaded.card.schedule == Schedule()
+    assert not loaded.card.any_size
+    assert_trees_equal(loaded.params, seeded.to_tree(unet2d_weights()))
+
+
+def test_config_files_may_lie_elsewhere(unet2d_folder, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    path = save(alone / "w.safetensors", unet2d_weights())
+    assert run(path, tmp_path / "a") == 2
+    assert "does not reveal config" in capsys.readouterr().err
+    files = ["--config", unet2d_folder / "unet" / "config.json"]
+    files += ["--scheduler-config", unet2d_folder / "scheduler/scheduler_config.json"]
+    assert run(path, tmp_path / "a", *files) == 0
+    assert run(path, tmp_path / "b", "--config", tmp_path / "no.json") == 4
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_exit_codes_and_one_line_messages(adm_file, tmp_path, capsys):
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(pickle.dumps(create_by_open(tmp_path / "victim")))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "holiday.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    for arguments, code, message in (
+        ([tmp_path / "no.pt", out], 4, "does not exist"),
+        ([evil, out], 4, "would run"),
+        ([adm_file, out], 2, "does not reveal"),
+        ([adm_file, taken, *ADM_FLAGS], 2, "exists and is no prior"),
+        ([adm_file, out, "--like", "nobody"], 5, "no checkpoint is called"),
+        (["--download", "nobody"], 5, "no checkpoint is called"),
+        ([adm_file, out, *ADM_FLAGS, "--image_size=15"], 2, "multiple of 2"),
+    ):
+        assert run(*arguments) == code
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1
+        assert message in output.err
+    assert not out.exists()
+    assert not (tmp_path / "victim").exists()
+    zero = [adm_file, out, "--num_train_timesteps=0"]
+    for arguments in ([], [adm_file], ["--list", adm_file, out], ["--no"], zero):
+        assert run(*arguments) == 2
+    capsys.readouterr()
+
+
+def test_list_shows_the_registry(capsys):
+    assert run("--list") == 0
+    shown = capsys.readouterr().out
+    for name in registry.public():
+        assert name in shown
+
+
+def test_the_program_runs_without_pytorch(tmp_path, shared):
+    """As a user without torch would: a process of its own, from the bundled file."""
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['safetensors'] = None\n"
+        "from checkpoints_convert.__main__ import cli\n"
+        f"sys.argv = ['x', {str(shared / 'priors' / 'natural64.pt')!r}, 'out']\n"
+        "cli()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    bundled, made = priors.load("natural64"), priors.load(tmp_path / "out")
+    assert made.card == bundled.card  # the bundled one was made by this command
+    assert_trees_equal(made.params, bundled.params)
