@@ -6,7 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import (
+from PIL import Image
+
+from diip_jax import images
+from helpers.pictures import (
     GOOD_JPEG,
     GOOD_PNG,
     GOOD_TIFF,
@@ -23,9 +26,6 @@ from pictures import (
     upright,
     with_chunks,
 )
-from PIL import Image
-
-from diip_jax import images
 
 imagecodecs = pytest.importorskip("imagecodecs")
 png = pytest.importorskip("png")

@@ -4,9 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from pictures import HEIGHT, WIDTH, by_pypng, opened, samples, stored_samples
 
 from diip_jax import images
+from helpers.pictures import HEIGHT, WIDTH, by_pypng, opened, samples, stored_samples
 
 
 @pytest.fixture

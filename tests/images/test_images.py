@@ -10,7 +10,10 @@ import stat
 
 import numpy as np
 import pytest
-from pictures import (
+from PIL import Image, ImageOps
+
+from diip_jax import images
+from helpers.pictures import (
     GOOD_PNG,
     HEIGHT,
     SIDES,
@@ -24,9 +27,6 @@ from pictures import (
     samples,
     upright,
 )
-from PIL import Image, ImageOps
-
-from diip_jax import images
 
 # Eight orientations of nine kinds of file: (bytes, samples as stored, before turning).
 

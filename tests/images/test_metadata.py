@@ -4,7 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
-from pictures import (
+from PIL import Image
+
+from diip_jax import images
+from helpers.pictures import (
     HEIGHT,
     SRGB,
     WIDTH,
@@ -20,9 +23,6 @@ from pictures import (
     upright,
     with_chunks,
 )
-from PIL import Image
-
-from diip_jax import images
 
 tifffile = pytest.importorskip("tifffile")
 

@@ -7,7 +7,10 @@ import warnings
 
 import numpy as np
 import pytest
-from pictures import (
+from PIL import Image
+
+from diip_jax import images
+from helpers.pictures import (
     GOOD_JPEG,
     GOOD_PNG,
     GOOD_TIFF,
@@ -17,9 +20,6 @@ from pictures import (
     round_trip,
     samples,
 )
-from PIL import Image
-
-from diip_jax import images
 
 
 @pytest.mark.parametrize("bits", [8, 16])
