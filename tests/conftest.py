@@ -1,8 +1,22 @@
 """Fixtures: a key, a tiny prior with random weights, stricter JAX where it fits."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Most of a test's time is the compilation of what it runs once. The last part of it,
+# LLVM's, is left out, and no program is compiled twice in a session: the workers of
+# pytest-xdist and the processes that tests start find it in one folder. JAX reads these
+# settings as it is imported.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="diip_tests_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
@@ -13,12 +27,6 @@ from helpers import seeded
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # photos and PyTorch priors, where they are present
-
-# Most of a test's time is the compilation of what it runs once. This leaves out its
-# last part, LLVM's, here and in the processes that tests start: their results are
-# compared bit by bit.
-jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture

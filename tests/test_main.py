@@ -52,8 +52,10 @@ def save(path, seed=0, image=None):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Return a cache folder, so that processes share what they compile."""
-    return tmp_path_factory.mktemp("cache")
+    """Return a cache folder whose programs are those of the whole session."""
+    path = tmp_path_factory.mktemp("cache")
+    (path / "xla").symlink_to(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ def _own_runtime(monkeypatch, cache, tmp_path):
     )
     before = {name: getattr(jax.config, name) for name in names}
     thresholds = gc.get_threshold()
+    compilation_cache.reset_cache()  # so that the command opens the one it wants
     yield
     gc.set_threshold(*thresholds)
     for name, value in before.items():
