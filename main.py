@@ -271,7 +271,7 @@ def _run(patterns: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    """Set the flags, anew at every call, and return the images named."""
+    """Set the flags and return the images named; nothing of an earlier call stays."""
     program, *given = [_canonical(argument) for argument in arguments]
     named = _set([program, *given])
     path: str | None = FLAGS.config

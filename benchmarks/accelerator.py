@@ -1,4 +1,4 @@
-"""The paper's network at its size on whatever `jax.devices()` offers, beside Table 6.
+"""The paper's network at its size on the first of `jax.devices()`, beside Table 6.
 
     python benchmarks/accelerator.py [--json FILE]          # ADM-256, 552.8 M weights
     python benchmarks/accelerator.py --small                # natural64: a trial run

@@ -1,7 +1,8 @@
 """PSNR and SSIM with one convention: RGB, range [0, 1], the whole image, no crop.
 
 Arguments come in the order reference, comparison. Images written to 8-bit files should
-be rounded before they are measured, as readers of the file would.
+be rounded before they are measured, as readers of the file would. NumPy, float64: these
+score files, where dm-pix, which has the same SSIM, computes in float32 on the device.
 """
 
 import numpy as np

@@ -68,7 +68,7 @@ SCALE = (0.458, 0.448, 0.450)
 def lpips(
     network: str, weights: Weights, reference: jax.Array, comparison: jax.Array
 ) -> jax.Array:
-    """Return the distance of two images: 0 for equal ones, near 1 for strangers.
+    """Return the distance of two images: 0 if they are equal, near 1 if unrelated.
 
     Args:
         network: "alex" or "vgg".

@@ -87,7 +87,7 @@ def _installed(network: str) -> Path:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of arrays; whatever else a pickle asks for is refused."""
+    """Reads dictionaries of arrays, and refuses all else that a pickle asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the few things that an array is made of."""

@@ -24,7 +24,7 @@ def save(path: Path, state: DIIPState, digest: str) -> None:
     Args:
         path: a folder.
         state: on the host.
-        digest: of what it belongs to.
+        digest: hash of photo and settings.
 
     Raises:
         StateError: it cannot be written.
@@ -52,7 +52,7 @@ def load(path: Path, template: DIIPState, digest: str) -> DIIPState | None:
     Args:
         path: as given to `save`.
         template: shapes and dtypes of the state.
-        digest: of what it must belong to.
+        digest: hash of photo and settings; a state of another one is not taken.
 
     Raises:
         StateError: the files are damaged.

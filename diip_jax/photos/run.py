@@ -163,8 +163,8 @@ class _Run:
     def _saved_state(self, task: Task) -> DIIPState | None:
         """Return where a killed run stood, if it had the same settings and photo."""
         digest = self._state_digest(task)
-        anew = self.options.overwrite or self.perceptual is not None
-        if anew or not resume.is_saved(task.state_path, digest):
+        start_over = self.options.overwrite or self.perceptual is not None
+        if start_over or not resume.is_saved(task.state_path, digest):
             return None
         template = engine.abstract_state(self.prior, task.placement.size, self.config)
         return resume.load(task.state_path, template, digest)
@@ -324,7 +324,7 @@ class _Run:
         """Go on past the stop, only to learn what the best stop would have been."""
         job, photo = self.jobs[lane.job], self.in_lanes[lane.job]
         y = sizing.resize(photo.photo.rgb, job.size)
-        job = job._replace(load=lambda: y)  # its own would read the photo anew
+        job = job._replace(load=lambda: y)  # the job's own reads it again
         ahead = reference.past_stop(
             self.prior, job, lane.snapshot(), self.config, should_stop=self.should_stop
         )
