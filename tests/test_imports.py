@@ -129,6 +129,26 @@ def test_numerical_modules_need_little(name):
     assert foreign <= FOREIGN[name]
 
 
+def test_main_imports_the_package_in_one_place():
+    tree = ast.parse((ROOT / "main.py").read_text(encoding="utf-8"))
+    places = [
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and any(is_ours(node) for node in ast.walk(function))
+    ]
+    assert len(places) == 1
+    assert not any(is_ours(node) for node in tree.body)
+
+
+def is_ours(node):
+    """Tell whether a node imports the package or the converter."""
+    names = [node.module] if isinstance(node, ast.ImportFrom) else []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    return any(n.split(".")[0] in ("diip_jax", "checkpoints_convert") for n in names)
+
+
 def test_only_the_converter_knows_torch():
     users = {
         p.name for p in MODULES if "torch" in {d.split(".")[0] for d in imported(p)}

@@ -5,6 +5,7 @@ must not have imported anything yet, or where its standard output is closed. Exp
 exit codes are those that `--help` lists.
 """
 
+import ast
 import dataclasses
 import functools
 import gc
@@ -596,6 +597,18 @@ def test_a_gpu_that_is_not_used_is_a_warning(run, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "_gpu_is_present", lambda: True)
     assert "cuda12" in run("x.png", "--dry_run")[2]
     assert "cuda12" not in run("x.png", "--dry_run", "--device=cpu")[2]
+
+
+def test_every_error_of_the_package_has_its_exit_code():
+    """A FactsError is a ConversionError; private ones never leave their module."""
+    defined = {"MemoryError", "DeviceError"}  # Python's, and main's own
+    for folder in ("diip_jax", "checkpoints_convert"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+            names = {node.name for node in classes if node.name.endswith("Error")}
+            defined |= {name for name in names if not name.startswith("_")}
+    assert defined - {"FactsError"} == set(main.ERRORS)
 
 
 def test_an_unexpected_error_has_no_traceback(monkeypatch, capsys):
