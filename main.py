@@ -207,15 +207,17 @@ def main(arguments: Sequence[str]) -> int:
         code = next((code for code in codes if code is not None), None)
         if code is None:
             raise
-        return _fail(code, error)
+        return _fail(code, str(error) or type(error).__name__)
 
 
 def _run(patterns: Sequence[str]) -> int:
     """Do what the flags say and return the exit code.
 
-    JAX and the package are imported here, where the flags are known: a second that
-    --help and a mistyped flag need not take.
+    JAX and the package are imported here, once the flags are right: --help and a
+    mistyped flag need not wait for them.
     """
+    _check_flags(patterns)
+    shard, chosen = _shard(), _options()
     _prepare_process()
     import jax
 
@@ -230,8 +232,6 @@ def _run(patterns: Sequence[str]) -> int:
         progress=FLAGS.progress,
         failure_code=EXIT_FILE,
     )
-    _check_flags(patterns)
-    shard, chosen = _shard(), _options()
     cache = storage.cache_dir()
     traces = _keep_programs(jax, cache, terminal.say)
     _choose_device(jax, terminal.say)
