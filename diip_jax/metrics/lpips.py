@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from diip_jax.unets.layers import DIMENSIONS
-
 
 class Stage(NamedTuple):
     """What comes between two compared features.
@@ -100,7 +98,7 @@ def _features(network: str, weights: Weights, x: jax.Array) -> list[jax.Array]:
                 kernel,
                 (stride, stride),
                 [(padding, padding)] * 2,
-                dimension_numbers=DIMENSIONS,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x = nn.relu(x + bias)
         features.append(x)
