@@ -1,7 +1,8 @@
 """The deterministic DDIM map g from noise to image (Song et al., 2021, eta = 0).
 
-A noise predictor is a function `predict_noise(x_t, conditioning) -> eps` on one image
-(H, W, 3) in [-1, 1]. Gradient variants are wrappers of it, not options of the chain.
+A noise predictor is a function `predict_noise(x_t, conditioning) -> eps` of one image,
+(H, W, 3) in [-1, 1]. The gradient variants wrap the predictor; the chain does not know
+them.
 """
 
 import functools
@@ -20,17 +21,20 @@ UNROLLED = 4  # steps; longer chains would take minutes to compile
 
 
 class Steps(NamedTuple):
-    """What changes from one DDIM step to the next, stacked in the order of sampling.
+    """The numbers that change from one DDIM step to the next, in the order of sampling.
 
     Attributes:
         conditioning: pytree with leading axis S, given to the noise predictor.
-        alpha_bar: alpha_bar_t at the step's timestep, (S,).
+        alpha_bar: alpha_bar_t at the timestep of the step, (S,).
         alpha_bar_prev: alpha_bar after the step, (S,); 1 after the last.
     """
 
     conditioning: Any
     alpha_bar: jax.Array
     alpha_bar_prev: jax.Array
+
+
+Advance = Callable[[jax.Array, Steps], jax.Array]  # a step with its noise predictor
 
 
 def make_steps(
@@ -73,36 +77,41 @@ def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> G
         remat: recompute each step in the backward pass, so that memory holds one
             evaluation of the network and one sample per step.
     """
-    # Recomputation needs the loop to save memory. Without it short chains are unrolled:
-    # the backward pass of a loop copies and stacks what one step leaves for the next.
+    advance = functools.partial(step, predict_noise)
+    # Recomputation saves memory only in a loop. Without recomputation, short chains are
+    # unrolled: the backward pass of a loop copies and stacks what each step leaves.
     if not remat and len(steps.alpha_bar) <= UNROLLED:
-        return _unrolled(predict_noise, steps)
+        return _unrolled(advance, steps)
+    return _scan_over_rows(advance, steps, remat=remat)
 
-    # A step is a row of a matrix, taken by a dot product: its result is an array of its
-    # own, where a slice at a running index would be taken anew, by CPUs, for every
-    # pixel that uses it.
+
+def _scan_over_rows(advance: Advance, steps: Steps, *, remat: bool) -> Generate:
+    """Return the map through all steps, as a loop.
+
+    Equals `lax.scan` of `advance` over `steps`; only faster. Such a scan slices `steps`
+    at a running index, and CPUs take the slice again for every pixel that uses it. Here
+    the steps are the rows of a matrix, and a dot product with a one-hot vector takes a
+    row. Its result is an array, computed once per step.
+    """
     rows = jax.vmap(lambda now: ravel_pytree(now)[0])(steps)
     _, unravel = ravel_pytree(_entry(steps, 0))
 
-    def advance(x_t: jax.Array, one_hot: jax.Array) -> tuple[jax.Array, None]:
+    def body(x_t: jax.Array, one_hot: jax.Array) -> tuple[jax.Array, None]:
         now = unravel(jnp.dot(one_hot, rows, precision="highest"))
-        return step(predict_noise, x_t, now), None
+        return advance(x_t, now), None
 
-    body = jax.checkpoint(advance, prevent_cse=False) if remat else advance
-    return lambda x_t: lax.scan(body, x_t, jnp.eye(len(rows)))[0]
-
-
-def _entry(steps: Steps, i: int) -> Steps:
-    return jax.tree.map(lambda a: a[i], steps)
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    return lambda x_t: lax.scan(body, x_t, jnp.eye(len(rows), dtype=jnp.float32))[0]
 
 
-def _unrolled(predict_noise: PredictNoise, steps: Steps) -> Generate:
-    """Return the map through a few steps, one after the other.
+def _unrolled(advance: Advance, steps: Steps) -> Generate:
+    """Return the map through all steps, one after the other.
 
-    The jitted step is one function of the program, called several times: the text
-    holds the network once.
+    The jitted step is one function of the program, called several times. The program's
+    text thus holds the network once.
     """
-    advance = jax.jit(functools.partial(step, predict_noise))
+    advance = jax.jit(advance)
 
     def run(x_t: jax.Array) -> jax.Array:
         for i in range(len(steps.alpha_bar)):
@@ -110,6 +119,11 @@ def _unrolled(predict_noise: PredictNoise, steps: Steps) -> Generate:
         return x_t
 
     return run
+
+
+def _entry(steps: Steps, i: int) -> Steps:
+    """Return step i by itself."""
+    return jax.tree.map(lambda a: a[i], steps)
 
 
 def frozen(predict_noise: PredictNoise) -> PredictNoise:
