@@ -24,7 +24,7 @@ from jax import lax
 
 from diip_jax import Prior, canvas, ddim, load_prior
 from diip_jax.compilation import compiler_options
-from diip_jax.unets.layers import convolve
+from diip_jax.unets.ops import convolve
 
 SHAPES = [(128, 32, 32), (128, 64, 64), (64, 64, 64), (32, 96, 96), (16, 128, 128)]
 ITERATIONS = 5  # of a chain, in one timed run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diip_jax import compilation, storage
-from diip_jax.unets import layers
+from diip_jax.unets import ops
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_other_backends_get_none(monkeypatch):
     assert compilation.compiler_options() == {}
 
 
-@pytest.mark.parametrize("convolve", [layers.convolve, layers.convolve_upsampled])
+@pytest.mark.parametrize("convolve", [ops.convolve, ops.convolve_upsampled])
 def test_cpus_turn_kernels_outside_of_loops(convolve):
     if jax.default_backend() != "cpu":
         pytest.skip("accelerators turn kernels as they read them")

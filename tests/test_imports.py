@@ -25,7 +25,7 @@ LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 INSIDE = {
     "images": ["photo", "metadata", "decode", "encode", ""],
     "metrics": ["", "lpips", "lpips_weights"],
-    "unets": ["layers", "adm", "ddpm", ""],
+    "unets": ["ops", "layers", "adm", "ddpm", ""],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
         *("terminal", "command"),
@@ -44,7 +44,8 @@ FOREIGN = {
     "degradations": {"numpy", "PIL"},
     "compilation": {"jax"},
     "storage": {"platformdirs"},
-    "unets.layers": {"jax", "flax", "numpy"},
+    "unets.ops": {"jax", "numpy"},
+    "unets.layers": {"jax", "flax"},
     "unets.adm": {"jax", "flax"},
     "unets.ddpm": {"jax", "flax"},
 }

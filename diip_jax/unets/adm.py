@@ -3,9 +3,9 @@
 Names mirror the PyTorch state dict: `input_blocks.3.0.in_layers.2.weight` is
 `params["input_blocks_3_0"]["in_layers_2"]["kernel"]`.
 
-What the network computes from the timestep alone is separate from what it computes
-from the image: `condition(t)` gives what every residual block makes of it, and
-`__call__(x, conditioning)` uses that. An optimisation over x computes the first once.
+The network is two functions. `condition(t)` computes what every residual block needs
+from the timestep alone. `__call__(x, conditioning)` computes the rest, which depends on
+the image. An optimisation over x calls `condition` once.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diip_jax.unets import layers
+from diip_jax.unets import layers, ops
 from diip_jax.unets.layers import Conditioning, Time
 
 
@@ -28,9 +28,9 @@ class ADMConfig:
         num_channels: width of the network; the time embedding is four times wider.
         channel_mult: width of each level relative to num_channels; may be fractional.
         num_res_blocks: residual blocks of each level on the way down.
-        attention_factors: downsampling factors whose blocks are followed by attention.
-        num_heads: heads of an attention layer, where num_head_channels is -1.
-        num_head_channels: width of a head, or -1.
+        attention_factors: downsampling factors at which attention follows each block.
+        num_heads: number of heads of an attention layer, if num_head_channels is -1.
+        num_head_channels: width of a head; -1 if num_heads is given instead.
         resblock_updown: resample inside residual blocks, not by plain convolutions.
         use_scale_shift_norm: time enters as scale and shift, not as an addend.
         use_new_attention_order: qkv channels are [q|k|v][head], not [head][q|k|v].
@@ -92,12 +92,12 @@ class ResBlock(nn.Module):
         return self.out_layers_0.condition(self.emb_layers_1(nn.silu(embedding)))
 
     def __call__(self, x: jax.Array, time: Time) -> jax.Array:
-        """Map features (N, H, W, C_in), given what `condition` made of the time."""
+        """Map features (N, H, W, C_in), with the result of `condition`."""
         h = self.in_layers_0(x)
         if self.resample == "down":
-            h, x = layers.downsample(h), layers.downsample(x)
+            h, x = ops.downsample(h), ops.downsample(x)
         elif self.resample == "up":
-            x = layers.upsample(x)
+            x = ops.upsample(x)
         h = self.out_layers_3(self.out_layers_0(self.in_layers_2(h), time))
         if self.in_channels != self.out_channels:
             x = self.skip_connection(x)
@@ -117,7 +117,7 @@ class AttentionBlock(nn.Module):
         n, h, w, c = x.shape
         tokens = layers.GroupNorm(name="norm")(x).reshape(n, h * w, c)
         qkv = layers.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
-        mixed = layers.attention(qkv, self.num_heads, heads_first=self.heads_first)
+        mixed = ops.attention(qkv, self.num_heads, heads_first=self.heads_first)
         mixed = layers.Dense(c, dtype=self.dtype, name="proj_out")(mixed)
         return x + mixed.reshape(x.shape)
 
@@ -225,7 +225,7 @@ class ADMUNet(nn.Module):
         self.out_2 = layers.Conv(6 if config.learn_sigma else 3)
 
     def condition(self, t: jax.Array) -> Conditioning:
-        """Return what the residual blocks compute from timesteps.
+        """Return what the residual blocks compute from the timestep.
 
         Args:
             t: timesteps as the network was trained to see them, shape (...).
@@ -233,7 +233,7 @@ class ADMUNet(nn.Module):
         Returns:
             An entry per residual block, in the order of evaluation.
         """
-        features = layers.timestep_embedding(t, self.config.num_channels)
+        features = ops.timestep_embedding(t, self.config.num_channels)
         embedding = self.time_embed_2(nn.silu(self.time_embed_0(features)))
         blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
         return tuple(
@@ -266,7 +266,7 @@ class ADMUNet(nn.Module):
         return self.out_2(h)[..., :3]
 
     def initialise(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Touch every parameter once; the method to give to `init`."""
+        """Use every parameter: the method to give to flax's `init`."""
         return self(x, self.condition(t))
 
 

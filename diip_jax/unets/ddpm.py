@@ -5,7 +5,7 @@ One network serves both: the DDIM authors' `Model` and diffusers' unconditional
 `down_blocks.0.resnets.1.conv1.weight` is
 `params["down_blocks_0"]["resnets_1"]["conv1"]["kernel"]`.
 
-As in `unets.adm`, `condition(t)` holds what depends on the timestep alone.
+As in `unets.adm`, `condition(t)` computes what depends on the timestep alone.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diip_jax.unets import layers
+from diip_jax.unets import layers, ops
 from diip_jax.unets.layers import Conditioning, Time
 
 
@@ -26,16 +26,18 @@ class DDPMConfig:
         image_size: side of the training images in pixels.
         widths: channels of each level, finest first.
         layers_per_block: residual blocks of each level on the way down.
-        down_attention: per level, finest first: attention after each residual block.
-        up_attention: the same on the way up, coarsest first as it is evaluated.
-        mid_attention: attention between the two residual blocks at the bottom.
+        down_attention: whether attention follows each residual block of a level on the
+            way down, finest level first.
+        up_attention: the same on the way up, coarsest level first.
+        mid_attention: attention stands between the two residual blocks at the bottom.
         mid_attention_norm: that attention normalises its input.
         head_channels: width of an attention head; None for a single head.
-        symmetric_padding: strided convolutions are padded on all sides by one pixel,
-            not on the right and at the bottom only.
+        symmetric_padding: strided convolutions are padded by one pixel on all sides,
+            not only on the right and at the bottom.
         sin_first: the time embedding is [sin, cos], not [cos, sin].
-        divisor_shift: its frequencies are 10000^(-i / (half - divisor_shift)).
-        norm_epsilon: added to the variance in every group normalisation.
+        divisor_shift: the frequencies of the time embedding are
+            10000^(-i / (half - divisor_shift)).
+        norm_epsilon: number added to the variance in every group normalisation.
         scale_shift: time enters as scale and shift, not as an addend.
         out_channels: 3, or 6 with a learned variance, which is dropped here.
     """
@@ -102,7 +104,7 @@ class ResBlock(nn.Module):
         return self.norm2.condition(self.time_emb_proj(nn.silu(embedding)))
 
     def __call__(self, x: jax.Array, time: Time) -> jax.Array:
-        """Map features (N, H, W, C_in), given what `condition` made of the time."""
+        """Map features (N, H, W, C_in), with the result of `condition`."""
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h, time))
         if self.in_channels != self.out_channels:
@@ -131,7 +133,7 @@ class Attention(nn.Module):
         )
         qkv = jnp.concatenate(list(projections), axis=-1)
         num_heads = c // (self.config.head_channels or c)
-        mixed = layers.attention(qkv, num_heads, heads_first=False)
+        mixed = ops.attention(qkv, num_heads, heads_first=False)
         mixed = layers.Dense(c, dtype=self.dtype, name="to_out_0")(mixed)
         return x + mixed.reshape(x.shape)
 
@@ -158,14 +160,14 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """What one resolution does on the way down, at the bottom, or on the way up.
+    """The layers of one resolution, on the way down, at the bottom or on the way up.
 
     Attributes:
         config: the architecture.
         in_channels: input width of each residual block.
-        out_channels: their output width.
-        attentions_after: after which of them attention follows.
-        resample: "down", "up" or "none": what comes last.
+        out_channels: output width of all residual blocks.
+        attentions_after: indices of the residual blocks that attention follows.
+        resample: what comes last: "down", "up" or "none".
         normalise: the attention normalises its input.
         dtype: dtype of the convolutions and attention projections.
         remat_blocks: recompute each residual block in the backward pass.
@@ -195,7 +197,7 @@ class Level(nn.Module):
             self.upsamplers = [change]
 
     def condition(self, embedding: jax.Array) -> Conditioning:
-        """Project the time embedding for each residual block."""
+        """Return what each residual block computes from the time embedding."""
         return tuple(block.condition(embedding) for block in self.resnets)
 
     def __call__(
@@ -204,12 +206,15 @@ class Level(nn.Module):
         times: Conditioning,
         skips: tuple[jax.Array, ...] | None = None,
     ) -> tuple[jax.Array, ...]:
-        """Map features (N, H, W, C) and return every layer's output, the last one last.
+        """Map features (N, H, W, C) and return the output of every stage, in order.
+
+        A stage is a residual block with its attention, or the resampling.
 
         Args:
             x: features.
-            times: `condition`'s projections.
-            skips: on the way up, what to append to each residual block's input.
+            times: the result of `condition`.
+            skips: features to append to the input of each residual block; None on the
+                way down.
         """
         outputs = []
         attentions = iter(self.attentions)
@@ -294,16 +299,16 @@ class DDPMUNet(nn.Module):
         self.conv_out = layers.Conv(config.out_channels)
 
     def condition(self, t: jax.Array) -> Conditioning:
-        """Return the time projections of all residual blocks.
+        """Return what the residual blocks compute from the timestep.
 
         Args:
             t: timesteps as the network was trained to see them, shape (...).
 
         Returns:
-            One array (..., C_i) per residual block, in the order of evaluation.
+            An entry per residual block, in the order of evaluation.
         """
         config = self.config
-        features = layers.timestep_embedding(
+        features = ops.timestep_embedding(
             t,
             config.widths[0],
             sin_first=config.sin_first,
@@ -343,5 +348,5 @@ class DDPMUNet(nn.Module):
         return self.conv_out(h)[..., :3]
 
     def initialise(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Touch every parameter once; the method to give to `init`."""
+        """Use every parameter: the method to give to flax's `init`."""
         return self(x, self.condition(t))

@@ -16,7 +16,7 @@ import pytest
 from checkpoints_convert import convert, guided_diffusion
 from checkpoints_convert.tensors import ConversionError, FactsError
 from diip_jax import prior as priors
-from diip_jax.unets import layers
+from diip_jax.unets import layers, ops
 from diip_jax.unets.adm import ADMUNet
 from helpers import azula_unet, diffusers_unet, seeded
 from helpers.checkpoints import (
@@ -171,21 +171,21 @@ def test_a_wrong_fact_about_guided_diffusion_is_noticed(name, change):
 
 
 def test_the_epsilon_of_the_other_layouts_is_noticed(monkeypatch):
-    plain = layers.group_norm
+    plain = ops.group_norm
 
     def ddpm_norm(x, scale, bias, epsilon, silu):
         assert epsilon == 1e-5
         return plain(x, scale, bias, 1e-6, silu)
 
-    monkeypatch.setattr(layers, "group_norm", ddpm_norm)
+    monkeypatch.setattr(ops, "group_norm", ddpm_norm)
     assert adm_error("early_feeble") > NOTICED
 
 
 @pytest.mark.parametrize("wrong", [{"sin_first": True}, {"divisor_shift": 1}])
 def test_the_embedding_of_the_other_layouts_is_noticed(monkeypatch, wrong):
-    plain = layers.timestep_embedding
+    plain = ops.timestep_embedding
     embed = functools.partial(plain, **wrong)
-    monkeypatch.setattr(layers, "timestep_embedding", embed)
+    monkeypatch.setattr(ops, "timestep_embedding", embed)
     assert adm_error("early") > NOTICED
 
 
