@@ -36,19 +36,11 @@ from diip_jax import prior as priors
 from diip_jax.photos import find
 from diip_jax.photos import terminal as console
 from helpers import seeded
+from helpers.photos import CONFIG as PRESET
+from helpers.photos import SIZE, save
 
 ROOT = Path(__file__).parents[1]
-SIZE = (24, 24)
-# Stops long before its budget, by the sharpness.
-PRESET = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
 ENDLESS = ["--criterion=never", "--max_iterations=100000"]
-
-
-def save(path, seed=0, image=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = seeded.image(*SIZE, seed=seed) if image is None else image
-    Image.fromarray(np.uint8(255 * image)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +192,11 @@ def test_acceptance_3_a_folder_with_all_kinds_of_trouble(run, tmp_path):
 
 
 def test_acceptance_4_killed_and_run_again(run, start, tmp_path):
-    flags = ["in", "-o", "out", "--criterion=never", "--max_iterations=120"]
+    flags = ["in", "-o", "out", "--criterion=never", "--max_iterations=60"]
     flags += ["--batch_size=1"]
     for n in range(2):
         save(tmp_path / "in" / f"{n}.png", seed=n)
-    process = start(*flags, "--save_every=10")
+    process = start(*flags, "--save_every=5")
     out = tmp_path / "out"
     # The first photo is finished, and the second is in the middle.
     wait_for((out / "0_diip.json").is_file, process)
@@ -215,13 +207,13 @@ def test_acceptance_4_killed_and_run_again(run, start, tmp_path):
     finished = {p: p.stat().st_mtime_ns for p in out.glob("0_diip.*")}
     assert len(finished) == 2
 
-    code, text, _ = run(*flags, "--save_every=10", "--json")
+    code, text, _ = run(*flags, "--save_every=5", "--json")
     assert code == 0
     records = [json.loads(line) for line in text.splitlines()]
     status = {Path(r["input"]["path"]).name: r["status"] for r in records}
     assert status == {"0.png": "skipped", "1.png": "ok"}
     second = records[-1]
-    assert second["resumed_from"] >= 10
+    assert second["resumed_from"] >= 5
     assert all(p.stat().st_mtime_ns == time for p, time in finished.items())
     names = [f"{n}_diip.{e}" for n in range(2) for e in ("json", "png")]
     assert listing(out) == names  # no state, no temporary file
@@ -775,7 +767,7 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(run, tmp_path):
     plans = {r["input"]["path"]: r.get("plan") for r in records}
     assert plans["in/c.png"] is None
     a, b = plans["in/a.png"], plans["in/b.png"]
-    assert (a["size"], a["canvas"]) == ([24, 24], [24, 24])
+    assert (a["size"], a["canvas"]) == ([16, 16], [16, 16])
     assert (b["size"], b["canvas"]) == ([39, 23], [40, 32])
     assert (a["size_mode"], a["num_tiles"]) == ("native", 1)
     assert (b["size_mode"], b["num_tiles"]) == ("tile", 2)
@@ -783,12 +775,12 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(run, tmp_path):
     assert b["max_unet_calls"] == 12 * 5 * 2
     # More than the picture's own state (five copies of it and more), less than a GB.
     for plan in (a, b):
-        assert 5 * 4 * 3 * 24 * 24 < plan["memory_bytes"] < 1e9
+        assert 5 * 4 * 3 * 16 * 16 < plan["memory_bytes"] < 1e9
     assert listing(tmp_path) == before
 
     code, out, _ = run("in/a.png", "--dry_run")
     assert code == 0
-    assert "24x24" in out
+    assert "16x16" in out
     assert "60 UNet calls" in out
     assert listing(tmp_path) == before
 
@@ -911,7 +903,7 @@ def test_verbose_tells_settings_plan_and_times(run, tmp_path, caplog):
     save(tmp_path / "x.png")
     few = run("x.png")[2]
     said = run("x.png", "-v")[2]
-    for text in ("num_steps 5", "canvas 24x24", "60 UNet calls", "compile_s"):
+    for text in ("num_steps 5", "canvas 16x16", "60 UNet calls", "compile_s"):
         assert text in said
         assert text not in few
     assert len(re.findall("iterations at most: loss", said)) > 1  # a line per chunk

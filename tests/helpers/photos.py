@@ -7,10 +7,11 @@ from diip_jax.photos import find, plan
 from diip_jax.photos.plan import Options
 from helpers import seeded
 
-SIZE = (24, 24)
+# Few sizes and settings in all tests: their programs are then the same.
+SIZE = (16, 16)
 # Stops long before its budget, by the sharpness, and returns an earlier iterate.
-CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
-LONG = CONFIG.replace(criterion="never", max_iterations=40)
+CONFIG = seeded.PRESET.replace(max_iterations=12)
+LONG = CONFIG.replace(criterion="never")
 ONE = Options(num_lanes=1)
 
 

@@ -33,7 +33,8 @@ def test_plan_of_one_photo(tiny_prior, tmp_path):
 def test_plan_counts_the_calls_of_every_tile(tiny_prior, tmp_path):
     config = sizing.settings(tiny_prior, CONFIG, "tile", 16, 4)
     options = dataclasses.replace(ONE, size_mode="tile")
-    decided = planned(tiny_prior, [save(tmp_path / "x.png")], config, options)
+    source = save(tmp_path / "x.png", seeded.image(24, 24))
+    decided = planned(tiny_prior, [source], config, options)
     assert plan.unet_calls(decided.tasks[0], config) == 12 * 5 * 4
 
 
@@ -117,13 +118,13 @@ def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):
 
 
 def test_a_reference_of_another_size_is_refused(tiny_prior, tmp_path):
-    reference = save(tmp_path / "clean.png", seeded.image(24, 22))
+    reference = save(tmp_path / "clean.png", seeded.image(16, 14))
     options = dataclasses.replace(ONE, reference=reference)
     decided = planned(tiny_prior, [save(tmp_path / "x.png")], options=options)
     assert not decided.tasks
     ((path, reason),) = decided.failed
     assert path == tmp_path / "x.png"
-    assert "22x24" in reason
+    assert "14x16" in reason
 
 
 def test_each_photo_of_a_folder_gets_the_reference_of_its_name(tiny_prior, tmp_path):

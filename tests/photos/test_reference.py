@@ -16,10 +16,9 @@ from diip_jax.metrics import lpips, lpips_weights
 from diip_jax.metrics.lpips_weights import LPIPSError
 from diip_jax.photos import reference
 from helpers import seeded
+from helpers.photos import CONFIG
+from helpers.photos import LONG as NEVER
 
-# Stops long before its budget, by the sharpness, and returns an earlier iterate.
-CONFIG = seeded.PRESET.replace(k_min=4, num_steps=5, max_iterations=12)
-NEVER = CONFIG.replace(criterion="never")
 SIZE = (15, 14)  # smaller than its canvas, so that a crop in the wrong place shows
 # Alone and in lanes a convolution may add in another order, measured 1e-6 after the 12
 # iterations here.

@@ -13,9 +13,8 @@ from diip_jax import engine
 from diip_jax.photos import resume
 from diip_jax.photos.resume import StateError
 from helpers import seeded
-
-SIZE = (16, 16)
-CONFIG = seeded.PRESET.replace(criterion="never", max_iterations=12)
+from helpers.photos import LONG as CONFIG
+from helpers.photos import SIZE
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_a_file_holds_what_the_engine_gives(tiny_prior, tmp_path):
     assert content["config"]["num_tiles"] == 1
     assert content["output"] == {
         "path": str(tmp_path / "x_diip.png"),
-        "size": [24, 24],
+        "size": [16, 16],
     }
     assert content["metrics"]["psnr"] is None
     assert content["timing"]["s_per_iter"] > 0
@@ -79,19 +79,19 @@ def test_seconds_per_iteration_are_those_of_the_iterations_alone(
 
 
 def test_fit_restores_a_smaller_picture_and_gives_back_the_size(tiny_prior, tmp_path):
-    source = save(tmp_path / "x.png", np.dstack([seeded.image(48, 32)] * 1))
-    config = sizing.settings(tiny_prior, CONFIG, "fit", 24, None)
+    source = save(tmp_path / "x.png", seeded.image(32, 30))
+    config = sizing.settings(tiny_prior, CONFIG, "fit", 16, None)
     options = dataclasses.replace(ONE, size_mode="fit")
     decided = planned(tiny_prior, [source], config, options)
     (outcome,), _ = restored(tiny_prior, decided.tasks, config, options)
-    y = sizing.resize(images.read(source).rgb, (24, 16))
+    y = sizing.resize(images.read(source).rgb, (16, 15))
     key = plan.key(0, Path("x.png"))
-    *_, last = engine.run(tiny_prior, [engine.Job((24, 16), lambda: y, key)], config)
-    expected = sizing.resize(last.finished[0].restoration().image, (48, 32))
+    *_, last = engine.run(tiny_prior, [engine.Job((16, 15), lambda: y, key)], config)
+    expected = sizing.resize(last.finished[0].restoration().image, (32, 30))
     written = images.read(tmp_path / "x_diip.png").rgb
     assert np.abs(written - expected).max() <= 0.51 / 255  # rounding
     assert outcome.record["config"]["size_mode"] == "fit"
-    assert outcome.record["output"]["size"] == [32, 48]
+    assert outcome.record["output"]["size"] == [30, 32]
     assert "scaled_down" in outcome.record["warnings"]
 
 
@@ -245,12 +245,12 @@ def test_going_on_from_a_saved_state_is_bit_identical(tiny_prior, tmp_path, num_
     decided = planned(tiny_prior, [tmp_path / "in"], LONG, whole)
     restored(tiny_prior, decided.tasks, LONG, whole)
 
-    half = dataclasses.replace(whole, output=str(tmp_path / "half"), save_every=7)
+    half = dataclasses.replace(whole, output=str(tmp_path / "half"), save_every=3)
     decided = planned(tiny_prior, [tmp_path / "in"], LONG, half)
     events = run.restore_photos(tiny_prior, decided.tasks, LONG, half)
     progress = (e for e in events if isinstance(e, Progress) and e.lanes)
     # One lane: the first photo is done and the second begun. Two lanes: both begun.
-    next(p for p in progress if p.lanes[-1].job == 1 and p.lanes[-1].iteration > 20)
+    next(p for p in progress if p.lanes[-1].job == 1 and p.lanes[-1].iteration > 6)
     events.close()
     states = list((tmp_path / "half").glob(".*.state"))
     assert len(states) == num_lanes
@@ -263,7 +263,7 @@ def test_going_on_from_a_saved_state_is_bit_identical(tiny_prior, tmp_path, num_
     outcomes, _ = restored(tiny_prior, decided.tasks, LONG, again)
     resumed = [o for o in outcomes if o.record["resumed_from"]]
     assert len(resumed) == len(states)
-    assert all(o.record["resumed_from"] >= 7 for o in resumed)
+    assert all(o.record["resumed_from"] >= 3 for o in resumed)
     for name in names:
         stem = name.replace(".png", "_diip")
         one, other = tmp_path / "whole" / stem, tmp_path / "half" / stem
@@ -377,7 +377,7 @@ def test_finished_photos_without_scores_are_done_again_for_them(tiny_prior, tmp_
 
 
 def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
-    monkeypatch.setattr(run._Run, "_chunk", lambda *_: 10)
+    monkeypatch.setattr(run._Run, "_chunk", lambda *_: 3)
     config = LONG
     for n in range(2):
         save(tmp_path / "in" / f"{n}.png", seed=n)
@@ -385,5 +385,5 @@ def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
     decided = planned(tiny_prior, [tmp_path / "in"], config, options)
     _, progress = restored(tiny_prior, decided.tasks, config, options)
     left = [p.bound / p.seconds_per_iteration for p in progress if p.lanes]
-    # Two photos of 40 iterations each, one lane, ten at a time.
-    assert left == pytest.approx([70, 60, 50, 40, 30, 20, 10, 0])
+    # Two photos of 12 iterations each, one lane, three at a time.
+    assert left == pytest.approx([21, 18, 15, 12, 9, 6, 3, 0])
