@@ -13,7 +13,7 @@ from diip_jax.photos import command, plan
 from diip_jax.photos.run import Outcome
 from diip_jax.photos.terminal import Terminal
 from helpers import seeded
-from helpers.photos import CONFIG, ONE, save
+from helpers.photos import CONFIG, ONE, SIZE, save
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_dry_run_gives_results_on_standard_output(tiny_prior, tmp_path, capsys
     run(tiny_prior, source, dry_run=True, terminal=Terminal(json=True))
     content = json.loads(capsys.readouterr().out)
     assert content["status"] == "planned"
-    assert content["plan"]["size"] == [24, 24]
+    assert content["plan"]["size"] == list(SIZE)
 
 
 def test_many_photos_take_a_folder_of_clean_ones(tiny_prior, tmp_path):
