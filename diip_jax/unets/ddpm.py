@@ -213,8 +213,8 @@ class Level(nn.Module):
         Args:
             x: features.
             times: the result of `condition`.
-            skips: features to append to the input of each residual block; None on the
-                way down.
+            skips: on the way up, features to append to the input of each residual
+                block; otherwise None.
         """
         outputs = []
         attentions = iter(self.attentions)

@@ -3,9 +3,9 @@
 from helpers import seeded
 
 CONFIG = seeded.PRESET.replace(k_min=1000, epsilon=0.012)
-# Sizes of two canvases, (16, 16) and (12, 10); two images fill their canvas partly.
-SIZES = [(16, 16), (15, 16), (12, 10), (16, 16), (15, 16), (16, 16)]
-TWELVE = [(16, 16)] * 12
+# Sizes of two canvases, (16, 16) and (8, 8); two images fill their canvas partly.
+SIZES = [(16, 16), (15, 16), (8, 8), (16, 16), (15, 16), (16, 16)]
+TWELVE = [(8, 8)] * 12
 
 
 def images(sizes=SIZES):
