@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Most of a test's time is the compilation of what it runs once. The last part of it,
-# LLVM's, is left out, and no program is compiled twice in a session: the workers of
-# pytest-xdist and the processes that tests start find it in one folder. JAX reads these
-# settings as it is imported.
+# LLVM's, is left out, and no large program is compiled twice in a session: the workers
+# of pytest-xdist and the processes that tests start find it in one folder. (A small one
+# takes longer to store.) JAX reads these settings as it is imported.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.mkdtemp(prefix="diip_tests_")
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax

@@ -463,7 +463,7 @@ def test_fifty_iterations_match_pytorch(gradient, shared, monkeypatch):
         criterion="never",
         max_iterations=50,
     )
-    y, key = jnp.asarray(seeded.image(24, 24)), jax.random.key(0)
+    y, key = jnp.asarray(seeded.image(16, 16)), jax.random.key(0)
     z = diip.prepare(prior, y, key, config)[1].z
     restore_once = seeded.compile_quickly(restore, prior, y, key, config)
     actual = restore_once(prior, y, key, config).losses

@@ -3,7 +3,8 @@
 
 The files are written here: the names and shapes that azula's and diffusers' networks
 have in the published configurations, filled with random numbers. What they cannot
-show is what the real numbers look like. Run with `-m slow -s` to see time and memory.
+show is what the real numbers look like. Run with
+`-m slow -n 0 -s` to see time and memory.
 """
 
 import gc

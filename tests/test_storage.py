@@ -184,9 +184,10 @@ def test_a_write_leaves_the_old_or_the_new(kind, kill, tmp_path, monkeypatch):
         folder = tmp_path / str(survived) / "here"
         folder.mkdir(parents=True)
         stored = kind(folder)
+        before = None
         if kind in REPLACED:
-            stored.write(1)
-        before = stored.read()
+            before = 1
+            stored.write(before)
         with fate([folder, folder / "downloads"], survived, kill=kill) as chosen:
             stored.write(2)
         after = stored.read()
