@@ -204,6 +204,7 @@ def test_a_kernel_lasts_until_its_end_on_another_thread():
     assert kernels == [("dot.1", 2, 9), ("dot.1", 11, 14)]
 
 
+@pytest.mark.slow
 def test_profiled_time_is_shared_out_among_the_classes(tiny_prior, monkeypatch):
     """All of it, to classes that the network has; no kernel is without a name."""
     if jax.default_backend() != "cpu":

@@ -107,7 +107,7 @@ def borders_of(side: int, tile: int, overlap: int) -> np.ndarray:
 def test_a_flat_gradient_has_no_seams():
     prior = load_prior("natural64")
     config = prior.card.preset.replace(
-        tile=64, tile_overlap=16, gradient="frozen", max_iterations=12
+        tile=64, tile_overlap=16, gradient="frozen", num_steps=2, max_iterations=12
     )
     ramp = np.linspace(0.3, 0.7, 112, dtype=np.float32)
     y = np.broadcast_to(ramp[:, None, None], (112, 64, 3))

@@ -265,6 +265,7 @@ def test_the_transcription_notices_a_wrong_switch(change):
     assert seeded.relative_error(forward(wrong, params, x), expected) > NOTICED
 
 
+@pytest.mark.slow
 def test_the_transcription_notices_swapped_projections():
     weights, x, expected = ermongroup()
 
