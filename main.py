@@ -41,6 +41,11 @@ SETTINGS = (
     "criterion",
     "remat",
     "dtype",
+    "start",
+    "num_starts",
+    "start_noise",
+    "noise_level",
+    "clip_gradient",
 )
 WINDOWS = ("size_mode", "tile", "tile_overlap")
 OPTIONS = (
@@ -109,14 +114,26 @@ _flag("bool", "overwrite", False, "restore again what is finished or half done")
 _flag("string", "prior", "natural64", "a bundled prior, a public checkpoint, a folder")
 _flag("bool", "offline", False, "never touch the network")
 _flag("integer", "seed", 0, "of the random start; the same on every device", 0)
-_flag("enum", "preset", "prior", ["prior", "paper"], "where unset settings come from")
+_flag(
+    "enum",
+    "preset",
+    "default",
+    ["quick", "default", "best", "paper", "prior"],
+    "where unset settings come from: one start, the prior's own, four times as many "
+    "starts, or the paper's method; prior is the old name of default",
+)
 _flag("string", "gradient", None, f"full, frozen or last-K; {_PRESET}")
 _flag("integer", "num_steps", None, f"DDIM steps; {_PRESET}")
 _flag("float", "learning_rate", None, f"of Adam; {_PRESET}")
 _flag("integer", "k_min", None, f"iterations of the transient; {_PRESET}")
 _flag("float", "epsilon", None, f"threshold on the decrease of the loss; {_PRESET}")
 _flag("integer", "max_iterations", None, f"the budget; {_PRESET}")
-_flag("string", "criterion", None, f"paper, robust or never; {_PRESET}")
+_flag("string", "criterion", None, f"paper, robust, discrepancy or never; {_PRESET}")
+_flag("string", "start", None, f"random or matched to the photo; {_PRESET}")
+_flag("integer", "num_starts", None, f"restorations that are averaged; {_PRESET}", 1)
+_flag("float", "start_noise", None, "noise level of a matched start; told by the photo")
+_flag("float", "noise_level", None, "of the photo, in [0, 1]; told by the photo")
+_flag("string", "clip_gradient", None, f"zero or straight-through; {_PRESET}")
 _flag("string", "remat", None, f"auto, none, step or block; {_PRESET}")
 _flag("string", "dtype", None, f"float32 or bfloat16; {_PRESET}")
 _flag(
@@ -136,6 +153,7 @@ _flag(
 _flag("integer", "tile_overlap", None, "pixels that tiles share; a quarter of --tile")
 _flag("enum", "device", "auto", ["auto", "cpu", "gpu", "tpu"], "where to compute")
 _flag("string", "batch_size", "auto", "images restored at the same time")
+_flag("float", "max_minutes", None, "give what is there after so long", 0)
 _flag("integer", "save_every", 0, "iterations between states to go on from; 0: none", 0)
 _flag("string", "shard", None, "I/N: only the I-th of N parts of the images, I from 1")
 _flag("integer", "max_pixels", None, "largest image accepted; 179 million", 1)
@@ -258,6 +276,7 @@ def _run(patterns: Sequence[str]) -> int:
         recursive=FLAGS.recursive,
         shard=shard,
         dry_run=FLAGS.dry_run,
+        max_minutes=FLAGS.max_minutes,
         data=sys.stdin.buffer.read() if "-" in patterns else b"",
     )
     if summary.interrupted:

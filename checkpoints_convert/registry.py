@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.tensors import ConversionError
-from diip_jax.config import PAPER, DIIPConfig
+from diip_jax.config import DEFAULT, DIIPConfig
 
 CONFIG_FILES = ("config.json", "scheduler_config.json")  # beside a diffusers file
 
@@ -69,7 +69,7 @@ class Checkpoint:
     file: str
     architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    preset: DIIPConfig = PAPER
+    preset: DIIPConfig = DEFAULT
     any_size: bool = False
     licence: str = "unknown"
     training_data: str = "unknown"

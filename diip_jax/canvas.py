@@ -96,17 +96,23 @@ def cut(x: Array, size: tuple[int, int]) -> Array:
     return (x[: size[0], : size[1]] + 1) / 2
 
 
-def generator(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> ddim.Generate:
+def generator(
+    prior: Prior,
+    config: DIIPConfig,
+    size: tuple[int, int],
+    timesteps: jax.Array | None = None,
+) -> ddim.Generate:
     """Return g, the deterministic DDIM map from noise to image, on one canvas.
 
     Args:
         prior: the frozen model.
         config: DDIM steps, gradient, rematerialisation, windows and dtype.
         size: height and width of the canvas; g maps (height, width, 3) to the same.
+        timesteps: in the order of sampling, (num_steps,); those of the paper if None.
     """
-    timesteps = ddim_timesteps(
-        config.num_steps, prior.card.schedule.num_train_timesteps
-    )
+    if timesteps is None:
+        length = prior.card.schedule.num_train_timesteps
+        timesteps = jnp.asarray(ddim_timesteps(config.num_steps, length))
     predict_noise, steps = noise_predictor(prior, config, timesteps)
     if is_tiled(prior, config, size):
         predict_noise = tiling.tiled(
@@ -116,11 +122,12 @@ def generator(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> ddim.G
         predict_noise,
         steps,
         gradient=config.gradient,
-        remat=_recomputes_steps(prior, config, size),
+        remat=recomputes_steps(prior, config, size),
+        clip=ddim.CLIPS[config.clip_gradient],
     )
 
 
-def _recomputes_steps(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> bool:
+def recomputes_steps(prior: Prior, config: DIIPConfig, size: tuple[int, int]) -> bool:
     """Tell whether the backward pass recomputes each DDIM step."""
     if config.remat != "auto":
         return config.remat != "none"

@@ -8,7 +8,9 @@ import jax
 from flax import struct
 
 Remat = Literal["auto", "none", "step", "block"]
-CriterionName = Literal["paper", "robust", "never"]
+CriterionName = Literal["paper", "robust", "never", "discrepancy"]
+StartName = Literal["random", "matched"]
+ClipGradient = Literal["zero", "straight-through"]
 DTypeName = Literal["float32", "bfloat16"]
 
 
@@ -29,13 +31,27 @@ class DIIPConfig:
         remat: what the backward pass recomputes: "none", "step" (each DDIM step),
             "block" (also each residual block) or "auto" (nothing where that fits in
             about a gigabyte or in windows, which are recomputed anyway, else "step").
-        criterion: "paper" (the listing), "robust" (smoothed, guarded) or "never".
+        criterion: "paper" (the listing), "robust" (smoothed, guarded), "discrepancy"
+            (stop when the loss has fallen to the energy of the damage) or "never".
         max_iterations: the budget; also the length of the traces.
         dtype: "float32" or "bfloat16", for the convolutions and projections of the
             network; norms, softmax, loss and stopping are float32 in both.
         tile: side in pixels of the windows that a larger canvas is predicted from; 0
             gives every canvas to the network whole.
         tile_overlap: pixels that neighbouring windows share at least.
+        start: z at first: "random" (the paper's) or "matched" (y, diffused to a
+            timestep with the noise that it lacks there).
+        num_starts: restorations from different noise, in pairs of opposite noise, whose
+            images are averaged.
+        start_noise: noise level sqrt((1 - ab) / ab) of the timestep of a matched start,
+            in the prior's range; None to choose it from y.
+        noise_level: standard deviation of the noise in y, in [0, 1]; None to estimate
+            it, and other damage, from y.
+        max_work: iterations times pixels of the canvas, at most; None for no limit. A
+            canvas too large for any iteration has its first look alone. Only for
+            `criterion="discrepancy"`, which has such a look.
+        clip_gradient: derivative of the clip of x_0 where it clips: "zero" (its own) or
+            "straight-through" (1, so that saturated pixels can change).
     """
 
     learning_rate: float | jax.Array = 1.5e-3
@@ -49,6 +65,12 @@ class DIIPConfig:
     dtype: DTypeName = struct.field(pytree_node=False, default="float32")
     tile: int = struct.field(pytree_node=False, default=0)
     tile_overlap: int = struct.field(pytree_node=False, default=0)
+    start: StartName = struct.field(pytree_node=False, default="random")
+    num_starts: int = struct.field(pytree_node=False, default=1)
+    start_noise: float | jax.Array | None = None
+    noise_level: float | jax.Array | None = None
+    max_work: int | None = struct.field(pytree_node=False, default=None)
+    clip_gradient: ClipGradient = struct.field(pytree_node=False, default="zero")
 
     def replace(self, **changes: Any) -> "DIIPConfig":
         """Return a copy with some settings changed."""
@@ -56,6 +78,18 @@ class DIIPConfig:
 
 
 PAPER = DIIPConfig()  # Sec. 4; the budget is Sec. 3.3's, 10 steps are BIRD's
+# Ours. Chosen by `benchmarks/tuning.py` on pictures that no table reports.
+DEFAULT = DIIPConfig(
+    start="matched",
+    num_steps=1,
+    num_starts=4,
+    learning_rate=0.01,
+    max_iterations=8,
+    max_work=8 * 256**2,
+    criterion="discrepancy",
+    clip_gradient="straight-through",
+    remat="auto",
+)
 
 
 def choices() -> dict[str, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 PredictNoise = Callable[[jax.Array, Any], jax.Array]
 Generate = Callable[[jax.Array], jax.Array]
+Clip = Callable[[jax.Array], jax.Array]
 UNROLLED = 4  # steps; longer chains would take minutes to compile
 
 
@@ -38,15 +39,35 @@ Advance = Callable[[jax.Array, Steps], jax.Array]  # a step with its noise predi
 
 
 def make_steps(
-    conditioning: Any, alphas_cumprod: np.ndarray, timesteps: np.ndarray
+    conditioning: Any, alphas_cumprod: np.ndarray, timesteps: np.ndarray | jax.Array
 ) -> Steps:
     """Pair each timestep's conditioning with the alpha_bars before and after it."""
-    alpha_bar = alphas_cumprod[timesteps]
-    alpha_bar_prev = np.append(alpha_bar[1:], 1.0)
-    return Steps(conditioning, *(jnp.float32(a) for a in (alpha_bar, alpha_bar_prev)))
+    alpha_bar = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
+    return Steps(conditioning, alpha_bar, jnp.append(alpha_bar[1:], 1.0))
 
 
-def step(predict_noise: PredictNoise, x_t: jax.Array, now: Steps) -> jax.Array:
+def clip(x_0: jax.Array) -> jax.Array:
+    """Clip to [-1, 1]; a pixel that is clipped has no gradient."""
+    return jnp.clip(x_0, -1, 1)
+
+
+@jax.custom_jvp
+def straight_through_clip(x_0: jax.Array) -> jax.Array:
+    """Clip to [-1, 1] with derivative 1, so that clipped pixels can come back."""
+    return clip(x_0)
+
+
+@straight_through_clip.defjvp
+def _straight_through(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return clip(*primals), *tangents
+
+
+CLIPS: dict[str, Clip] = {"zero": clip, "straight-through": straight_through_clip}
+
+
+def step(
+    predict_noise: PredictNoise, x_t: jax.Array, now: Steps, *, clip: Clip = clip
+) -> jax.Array:
     """Take one DDIM step, Eq. (12) of Song et al. (2021) with sigma = 0.
 
     The predicted x_0 is clipped to [-1, 1] and eps re-derived from it, so that the
@@ -56,6 +77,7 @@ def step(predict_noise: PredictNoise, x_t: jax.Array, now: Steps) -> jax.Array:
         predict_noise: noise predictor.
         x_t: current sample, (H, W, 3).
         now: a single entry of `Steps`.
+        clip: `clip` or `straight_through_clip`, which differ in their derivative.
 
     Returns:
         The sample at the next timestep, (H, W, 3).
@@ -63,12 +85,18 @@ def step(predict_noise: PredictNoise, x_t: jax.Array, now: Steps) -> jax.Array:
     alpha_bar, alpha_bar_prev = now.alpha_bar, now.alpha_bar_prev
     eps = predict_noise(x_t, now.conditioning)
     x_0 = (x_t - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar)
-    x_0 = jnp.clip(x_0, -1, 1)
+    x_0 = clip(x_0)
     eps = (x_t - jnp.sqrt(alpha_bar) * x_0) / jnp.sqrt(1 - alpha_bar)
     return jnp.sqrt(alpha_bar_prev) * x_0 + jnp.sqrt(1 - alpha_bar_prev) * eps
 
 
-def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> Generate:
+def chain(
+    predict_noise: PredictNoise,
+    steps: Steps,
+    *,
+    remat: bool = True,
+    clip: Clip = clip,
+) -> Generate:
     """Return the map through all steps.
 
     Args:
@@ -76,8 +104,9 @@ def chain(predict_noise: PredictNoise, steps: Steps, *, remat: bool = True) -> G
         steps: the steps, in the order of sampling.
         remat: recompute each step in the backward pass, so that memory holds one
             evaluation of the network and one sample per step.
+        clip: as in `step`.
     """
-    advance = functools.partial(step, predict_noise)
+    advance = functools.partial(step, predict_noise, clip=clip)
     # Recomputation saves memory only in a loop. Without recomputation, short chains are
     # unrolled: the backward pass of a loop copies and stacks what each step leaves.
     if not remat and len(steps.alpha_bar) <= UNROLLED:
@@ -140,6 +169,7 @@ def generator(
     *,
     gradient: str = "full",
     remat: bool = True,
+    clip: Clip = clip,
 ) -> Generate:
     """Return g with one of its three gradients.
 
@@ -148,17 +178,18 @@ def generator(
         steps: the steps, in the order of sampling.
         gradient: "full", "frozen" or "last-K" (see `exact_steps`).
         remat: as in `chain`, for the differentiated steps.
+        clip: as in `step`.
     """
     num_steps = len(steps.alpha_bar)
     split = num_steps - exact_steps(gradient, num_steps)
     if split == 0:
-        return chain(predict_noise, steps, remat=remat)
+        return chain(predict_noise, steps, remat=remat, clip=clip)
     if split == num_steps:
-        return chain(frozen(predict_noise), steps, remat=False)
+        return chain(frozen(predict_noise), steps, remat=False, clip=clip)
     first = jax.tree.map(lambda a: a[:split], steps)
     last = jax.tree.map(lambda a: a[split:], steps)
-    coarse = chain(frozen(predict_noise), first, remat=False)
-    fine = chain(predict_noise, last, remat=remat)
+    coarse = chain(frozen(predict_noise), first, remat=False, clip=clip)
+    fine = chain(predict_noise, last, remat=remat, clip=clip)
     return lambda z: fine(coarse(z))
 
 

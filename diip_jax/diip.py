@@ -5,6 +5,7 @@ copies the damage. One iteration is `step`; one `lax.while_loop` over it is `res
 """
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from diip_jax import canvas, ddim, stopping
+from diip_jax import canvas, ddim, matched, stopping
 from diip_jax.config import DIIPConfig, choices
 from diip_jax.prior import Prior
+from diip_jax.schedule import Schedule
 from diip_jax.signals import decrease, laplacian_variance
 
 
@@ -70,6 +72,11 @@ class Restoration(NamedTuple):
         decreases: normalised decrease of the loss, -Delta_k of Eq. (4), likewise.
         sharpnesses: variance of the Laplacian of g(z^k), likewise.
         z: the noise after the last iteration, canvas-sized.
+        uncertainty: standard deviation of the image over the starts, (H, W, 3); zero
+            for one start.
+
+    With several starts the image is the mean of theirs, and all other fields but
+    `uncertainty` have a leading axis of starts.
     """
 
     image: jax.Array
@@ -82,30 +89,53 @@ class Restoration(NamedTuple):
     decreases: jax.Array
     sharpnesses: jax.Array
     z: jax.Array
+    uncertainty: jax.Array
 
 
 class Algorithm(NamedTuple):
-    """Algorithm 1 bound to one y: start, one iteration, line 2."""
+    """Algorithm 1 bound to one y: start, a first look, one iteration, line 2."""
 
     init: Callable[[jax.Array], DIIPState]  # of z
+    look: Callable[[DIIPState], DIIPState]
     step: Callable[[DIIPState], DIIPState]
     should_continue: Callable[[DIIPState], jax.Array]
 
 
-def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorithm:
+def build(
+    generate: ddim.Generate,
+    y: jax.Array,
+    config: DIIPConfig,
+    damage: jax.Array | float = 0.0,
+) -> Algorithm:
     """Bind Algorithm 1 to a generator and a degraded image.
 
     Args:
         generate: g, noise (H, W, 3) to image (H, W, 3) in [-1, 1].
         y: degraded image, (H, W, 3) in [-1, 1].
         config: the settings.
+        damage: mean square of the damage in y, for `criterion="discrepancy"`.
     """
     optimizer = optax.adam(config.learning_rate)
-    criterion = stopping.criterion(config)
+    criterion = stopping.criterion(config, damage)
 
     def energy(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = generate(z)
         return jnp.mean(jnp.square(x - y)), x
+
+    def look(state: DIIPState) -> DIIPState:
+        """Evaluate g(z^0) without a gradient: the discrepancy may need no more."""
+        if config.criterion != "discrepancy":
+            return state
+        loss, x = energy(state.z)
+        sharpness = laplacian_variance(x)
+        x = jnp.where(jnp.isfinite(loss), x, state.x)
+        return state._replace(
+            stopping=criterion.update(state.stopping, state.k, loss, sharpness),
+            x=x,
+            x_peak=x,
+            losses=state.losses.at[0].set(loss),
+            sharpnesses=state.sharpnesses.at[0].set(sharpness),
+        )
 
     def step(state: DIIPState) -> DIIPState:
         k = state.k
@@ -129,22 +159,64 @@ def build(generate: ddim.Generate, y: jax.Array, config: DIIPConfig) -> Algorith
             sharpnesses=state.sharpnesses.at[k].set(sharpness),
         )
 
+    most = budget(config, (y.shape[0], y.shape[1]))
+
     def should_continue(state: DIIPState) -> jax.Array:  # line 2
-        alive = (state.k < config.max_iterations) & ~_diverged(state)
+        alive = (state.k < most) & ~_diverged(state)
         return alive & ~stopping.detected(state.stopping)
 
-    return Algorithm(lambda z: _first_state(y, z, config), step, should_continue)
+    return Algorithm(lambda z: _first_state(y, z, config), look, step, should_continue)
 
 
-def start(y: jax.Array, key: jax.Array, config: DIIPConfig) -> DIIPState:
-    """Draw z and return the first state; nothing of the prior is needed for it.
+def budget(config: DIIPConfig, size: tuple[int, int]) -> int:
+    """Return the iterations that a canvas of this height and width may have."""
+    if config.max_work is None or config.criterion != "discrepancy":
+        return config.max_iterations
+    return min(config.max_iterations, config.max_work // math.prod(size))
+
+
+def start(
+    y: jax.Array,
+    key: jax.Array,
+    config: DIIPConfig,
+    seen: matched.Start | None = None,
+    schedule: Schedule | None = None,
+    index: jax.Array | int = 0,
+) -> DIIPState:
+    """Draw z and return the first state.
 
     Args:
         y: degraded image on its canvas, (H, W, 3) in [-1, 1].
-        key: key of the random start.
+        key: key of the image.
         config: the settings.
+        seen: what y says, for `start="matched"`.
+        schedule: of the prior, likewise.
+        index: which of the starts.
     """
-    return _first_state(y, jax.random.normal(key, y.shape, jnp.float32), config)
+    z = start_noise(key, index, y.shape, config)
+    if config.start == "matched" and seen is not None and schedule is not None:
+        z = matched.diffuse(seen, y, z, schedule)
+    return _first_state(y, z, config)
+
+
+def start_noise(
+    key: jax.Array, index: jax.Array | int, shape: tuple[int, ...], config: DIIPConfig
+) -> jax.Array:
+    """Return the noise of a start.
+
+    Starts come in pairs of opposite noise (antithetic variates; Hammersley & Morton,
+    1956): what g does in proportion to the noise cancels in their mean.
+
+    Args:
+        key: key of the image.
+        index: which of the starts.
+        shape: (H, W, 3).
+        config: the settings; one start alone has the key of the image.
+    """
+    if config.num_starts == 1:
+        return jax.random.normal(key, shape, jnp.float32)
+    drawn = jax.random.normal(jax.random.fold_in(key, index // 2), shape, jnp.float32)
+    return jnp.where(index % 2 == 0, drawn, -drawn)
 
 
 def _first_state(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  # line 1
@@ -183,6 +255,7 @@ def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
         decreases=decrease(before, state.losses),
         sharpnesses=state.sharpnesses,
         z=state.z,
+        uncertainty=jnp.zeros((*size, 3), jnp.float32),
     )
 
 
@@ -190,21 +263,105 @@ def _diverged(state: DIIPState) -> jax.Array:
     return (state.k > 0) & ~jnp.isfinite(state.stopping.verdict.loss)
 
 
-def prepare(
-    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
-) -> tuple[Algorithm, DIIPState]:
-    """Put an image on its canvas, draw z and return the algorithm with its first state.
+def bind(
+    prior: Prior, y: jax.Array, config: DIIPConfig, start: matched.Start | None
+) -> Algorithm:
+    """Return the algorithm of an image on its canvas.
+
+    Args:
+        prior: the frozen model.
+        y: degraded image on its canvas, (H, W, 3) in [-1, 1].
+        config: the settings.
+        start: of `matched.look` where `matched.is_needed`, else None.
+    """
+    size, at = (y.shape[0], y.shape[1]), None
+    if start is None:
+        return build(canvas.generator(prior, config, size), y, config)
+    if config.start == "matched":
+        at = start.timesteps
+    generate = canvas.generator(prior, config, size, at)
+    return build(generate, y, config, start.energy)
+
+
+def see(
+    prior: Prior, y: jax.Array, config: DIIPConfig
+) -> tuple[jax.Array, matched.Start | None]:
+    """Put an image on its canvas and look at it; return both.
 
     Args:
         prior: the frozen model.
         y: degraded image, (H, W, 3) in [0, 1].
-        key: key of the random start.
         config: the settings.
     """
     size = canvas.canvas_size(prior, config, *y.shape[:2])
     y = canvas.place(jnp.asarray(y, jnp.float32), size)
-    algorithm = build(canvas.generator(prior, config, size), y, config)
-    return algorithm, start(y, key, config)
+    return y, matched.look(prior, y, config) if matched.is_needed(config) else None
+
+
+def prepare(
+    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
+) -> tuple[Algorithm, DIIPState]:
+    """Return the algorithm of one start with its first state, looked at.
+
+    Args:
+        prior: the frozen model.
+        y: degraded image, (H, W, 3) in [0, 1].
+        key: key of the start.
+        config: the settings.
+    """
+    y, seen = see(prior, y, config)
+    algorithm = bind(prior, y, config, seen)
+    return algorithm, algorithm.look(start(y, key, config, seen, prior.card.schedule))
+
+
+def known_damage(config: DIIPConfig, seen: matched.Start | None) -> jax.Array | None:
+    """Return the mean square of the damage if the discrepancy principle is in use."""
+    return (
+        seen.energy if seen is not None and config.criterion == "discrepancy" else None
+    )
+
+
+def average(
+    starts: Restoration,
+    y: jax.Array | np.ndarray,
+    damage: jax.Array | float | None = None,
+) -> Restoration:
+    """Return the restoration that several starts of one image make.
+
+    Args:
+        starts: theirs, stacked: all fields have a leading axis of starts.
+        y: degraded image, (H, W, 3) in [0, 1].
+        damage: mean square of its damage, as for `settle`.
+    """
+    return starts._replace(
+        image=settle(jnp.mean(starts.image, axis=0), y, damage),
+        uncertainty=jnp.std(starts.image, axis=0),
+    )
+
+
+def settle(
+    image: jax.Array | np.ndarray,
+    y: jax.Array | np.ndarray,
+    damage: jax.Array | float | None,
+) -> jax.Array:
+    """Return an image that is no further from y than the damage explains.
+
+    The discrepancy principle without an iteration: on the line from the image to y, the
+    first point whose mean square distance from y is that of the damage. A picture
+    without damage is thus returned as it was.
+
+    Args:
+        image: restored image, (H, W, 3) in [0, 1].
+        y: degraded image of the same shape.
+        damage: mean square of the damage, in the prior's range [-1, 1]; None where it
+            is not known, and the image is returned as it is.
+    """
+    image, y = jnp.asarray(image), jnp.asarray(y)
+    if damage is None:
+        return image
+    distance = jnp.mean(jnp.square(2 * (image - y)))
+    kept = jnp.sqrt(damage / jnp.maximum(distance, jnp.finfo(jnp.float32).tiny))
+    return y + jnp.minimum(kept, 1) * (image - y)
 
 
 def restore(
@@ -233,9 +390,23 @@ def restore(
     """
     config = prior.card.preset if config is None else config
     check(prior, y, config)
-    algorithm, state = prepare(prior, y, key, config)
-    state = lax.while_loop(algorithm.should_continue, algorithm.step, state)
-    return result(state, (y.shape[0], y.shape[1]))
+    size, photo = (y.shape[0], y.shape[1]), jnp.asarray(y, jnp.float32)
+    y, seen = see(prior, photo, config)
+    algorithm = bind(prior, y, config, seen)
+
+    def restore_from(index: jax.Array | int) -> Restoration:
+        state = start(y, key, config, seen, prior.card.schedule, index)
+        state = algorithm.look(state)
+        state = lax.while_loop(algorithm.should_continue, algorithm.step, state)
+        return result(state, size)
+
+    damage = known_damage(config, seen)
+    if config.num_starts == 1:
+        alone = restore_from(0)
+        return alone._replace(image=settle(alone.image, photo, damage))
+    # One after another: each stops by itself, in the memory of one.
+    starts = lax.map(restore_from, jnp.arange(config.num_starts))
+    return average(starts, photo, damage)
 
 
 def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
@@ -276,13 +447,13 @@ def check_config(config: DIIPConfig) -> None:
         raise ValueError(
             f"tile_overlap is {config.tile_overlap}; use 0 to {config.tile - 1}"
         )
-    for name in ("num_steps", "max_iterations"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; use at least 1")
-    for name in ("learning_rate", "epsilon", "k_min"):
+    for name in ("num_steps", "max_iterations", "num_starts", "max_work"):
         value = getattr(config, name)
-        smallest = "above 0" if name == "learning_rate" else "0 or more"
-        if isinstance(value, int | float) and not (
-            value > 0 if name == "learning_rate" else value >= 0
-        ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; use at least 1")
+    for name in ("learning_rate", "epsilon", "k_min", "start_noise", "noise_level"):
+        value = getattr(config, name)
+        above = name in ("learning_rate", "start_noise")
+        smallest = "above 0" if above else "0 or more"
+        if isinstance(value, int | float) and not (value > 0 if above else value >= 0):
             raise ValueError(f"{name} is {value}; use a number {smallest}")

@@ -7,10 +7,12 @@ finished takes the next one waiting. One image is the case of one lane.
 
 import collections
 import functools
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from diip_jax import canvas, diip
+from diip_jax import canvas, diip, matched, stopping
 from diip_jax.compilation import cache_traces, compiler_options
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
 from diip_jax.signals import decrease
+
+LARGE_CANVAS = 2**17  # pixels
+# Of `memory`, per feature of the network's first level and per pixel of the canvas.
+LOOK_BYTES, GRADIENT_BYTES, STATE_BYTES = 50, 250, 150
 
 
 class Job(NamedTuple):
@@ -30,16 +36,19 @@ class Job(NamedTuple):
 
     Attributes:
         size: its height and width.
-        load: returns it, (H, W, 3) in [0, 1]; called when a lane takes the job, so
-            that a folder need not fit in memory.
-        key: key of its random start.
-        state: where to go on, from `LaneReport.snapshot`; None for a new start.
+        load: returns it, (H, W, 3) in [0, 1]; called when a lane takes its first start,
+            so that a folder need not fit in memory.
+        key: key of its starts.
+        states: where starts go on, by their index, from `LaneReport.snapshot`; the
+            others begin.
+        starts: indices of the starts to do; all of the settings if None.
     """
 
     size: tuple[int, int]
     load: Callable[[], np.ndarray]
     key: jax.Array
-    state: diip.DIIPState | None = None
+    states: Mapping[int, diip.DIIPState] = MappingProxyType({})
+    starts: Sequence[int] | None = None
 
 
 class Lanes(NamedTuple):
@@ -48,33 +57,40 @@ class Lanes(NamedTuple):
     Attributes:
         y: degraded images on their canvas, (L, H, W, 3) in [-1, 1].
         state: a `diip.DIIPState`, stacked.
-        alive: lanes that hold an unfinished image, (L,) bool.
+        alive: lanes that hold an unfinished start, (L,) bool.
+        seen: what the images say of themselves, without their noise maps; None where
+            the settings do not ask.
     """
 
     y: jax.Array
     state: diip.DIIPState
     alive: jax.Array
+    seen: matched.Start | None = None
 
 
 class LaneReport(NamedTuple):
-    """Where an image stands after a chunk.
+    """Where a start of an image stands after a chunk.
 
     Attributes:
         job: index of the job.
+        start: index of the start.
         iteration: last iteration done, counted from 0.
         loss: its loss.
         decrease: its normalised decrease of the loss.
         sharpness: its variance of the Laplacian.
+        damage: mean square of the image's damage, as for `diip.settle`.
         restoration: returns the answer as it stands, on the host.
         snapshot: returns the whole state, on the host, to go on from later. Both are
             valid until the next report.
     """
 
     job: int
+    start: int
     iteration: int
     loss: float
     decrease: float
     sharpness: float
+    damage: float | None
     restoration: Callable[[], diip.Restoration]
     snapshot: Callable[[], diip.DIIPState]
 
@@ -90,15 +106,17 @@ class Report(NamedTuple):
     """What happened in a chunk.
 
     Attributes:
-        running: one entry per image that goes on.
-        finished: one entry per image that does not.
+        running: one entry per start that goes on.
+        finished: one entry per start that does not.
         failed: one entry per image that was not readable or not acceptable.
-        interrupted: `should_stop` ended the run; unfinished images are in `finished`.
+        interrupted: `should_stop` ended the run; unfinished starts are in `finished`.
         iterations: iterations of the chunk, the same for every lane.
         seconds: time that they took, without compilation.
         compile_seconds: time to compile for these lanes, 0 if that was done before.
         lane_iterations: iterations computed so far, idle lanes included.
         useful_iterations: those that advanced an unfinished image.
+        look_seconds: time of the first look at the images and at their starts.
+        num_looks: how many starts had it.
     """
 
     running: list[LaneReport]
@@ -110,6 +128,8 @@ class Report(NamedTuple):
     compile_seconds: float
     lane_iterations: int
     useful_iterations: int
+    look_seconds: float = 0.0
+    num_looks: int = 0
 
 
 def advance(
@@ -131,27 +151,74 @@ def advance(
     Returns:
         The lanes and the number of iterations done.
     """
-    _, height, width, _ = lanes.y.shape
-    generate = canvas.generator(prior, config, (height, width))
+    algorithm_of = _algorithms(prior, lanes, config)
 
-    def step(y: jax.Array, state: diip.DIIPState, alive: jax.Array):
-        algorithm = diip.build(generate, y, config)
-        stepped = algorithm.step(state)
-        state = jax.tree.map(
-            lambda new, old: jnp.where(alive, new, old), stepped, state
-        )
-        return state, alive & algorithm.should_continue(state)
+    def step(lane: Lanes) -> Lanes:
+        algorithm = algorithm_of(lane)
+        state = _where(lane.alive, algorithm.step(lane.state), lane.state)
+        alive = lane.alive & algorithm.should_continue(state)
+        return lane._replace(state=state, alive=alive)
 
     def body(carry: tuple[Lanes, jax.Array]) -> tuple[Lanes, jax.Array]:
         lanes, done = carry
-        state, alive = jax.vmap(step)(*lanes)
-        return Lanes(lanes.y, state, alive), done + 1
+        return jax.vmap(step)(lanes), done + 1
 
     def should_continue(carry: tuple[Lanes, jax.Array]) -> jax.Array:
         lanes, done = carry
         return (done < num_iterations) & (lanes.alive.sum() >= min_alive)
 
     return lax.while_loop(should_continue, body, (lanes, jnp.int32(0)))
+
+
+def look(prior: Prior, lanes: Lanes, config: DIIPConfig, fresh: jax.Array) -> Lanes:
+    """Take the first look at the starts that are fresh, (L,) bool."""
+    algorithm_of = _algorithms(prior, lanes, config)
+
+    def look_at(lane: Lanes, fresh: jax.Array) -> Lanes:
+        algorithm = algorithm_of(lane)
+        state = _where(fresh, algorithm.look(lane.state), lane.state)
+        return lane._replace(
+            state=state, alive=lane.alive & algorithm.should_continue(state)
+        )
+
+    # A call without a fresh start only compiles, and is timed for that.
+    return lax.cond(
+        fresh.any(), jax.vmap(look_at), lambda lanes, _: lanes, lanes, fresh
+    )
+
+
+def _algorithms(
+    prior: Prior, lanes: Lanes, config: DIIPConfig
+) -> Callable[[Lanes], diip.Algorithm]:
+    """Return what binds the algorithm to one lane."""
+    _, height, width, _ = lanes.y.shape
+    if lanes.seen is None:
+        generate = canvas.generator(prior, config, (height, width))
+        return lambda lane: diip.build(generate, lane.y, config)
+    return lambda lane: diip.bind(prior, lane.y, config, lane.seen)
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+@functools.cache
+def jitted_look(traces: Path | None = None) -> Any:
+    """Return `look` jitted, as `jitted_advance` is."""
+    function = look
+    if traces is not None:
+        function = cache_traces(look, traces, lambda prior, lanes, *_: lanes)
+    options = compiler_options()
+    return jax.jit(function, donate_argnames="lanes", compiler_options=options)
+
+
+@functools.cache
+def jitted_prepare(traces: Path | None = None) -> Any:
+    """Return `matched.look` jitted for an image on its canvas."""
+    function = matched.look
+    if traces is not None:
+        function = cache_traces(matched.look, traces, matched.abstract)
+    return jax.jit(function, compiler_options=compiler_options())
 
 
 @functools.cache
@@ -200,13 +267,20 @@ def run(
             there is a sharding.
     """
     config = prior.card.preset if config is None else config
-    program = jitted_advance(traces if sharding is None else None)
-    queues: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    traces = traces if sharding is None else None
+    programs = _Programs(
+        jitted_prepare(traces), jitted_look(traces), jitted_advance(traces)
+    )
+    queues: dict[tuple[int, int], list[_Owner]] = collections.defaultdict(list)
     for index, job in enumerate(jobs):
-        queues[canvas.canvas_size(prior, config, *job.size)].append(index)
+        starts = range(config.num_starts) if job.starts is None else job.starts
+        canvas_of = canvas.canvas_size(prior, config, *job.size)
+        queues[canvas_of] += [_Owner(index, start) for start in starts]
     total = useful = 0
     for size, queue in queues.items():
-        bucket = _Bucket(prior, jobs, config, size, queue, sharding, program, num_lanes)
+        bucket = _Bucket(
+            prior, jobs, config, size, queue, sharding, programs, num_lanes
+        )
         for report in bucket.run(chunk, should_stop):
             total += report.lane_iterations
             useful += report.useful_iterations
@@ -241,8 +315,23 @@ def spread(
     return jax.device_put(prior, everywhere), lanes
 
 
+class _Owner(NamedTuple):
+    """Whose start a lane holds: indices of job and start."""
+
+    job: int
+    start: int
+
+
+class _Programs(NamedTuple):
+    """What is compiled: the look at an image, at its starts, and their iterations."""
+
+    prepare: Any
+    look: Any
+    advance: Any
+
+
 class _Bucket:
-    """The jobs of one canvas size: those waiting, and those in lanes."""
+    """The starts of one canvas size: those waiting, and those in lanes."""
 
     def __init__(
         self,
@@ -250,22 +339,23 @@ class _Bucket:
         jobs: Sequence[Job],
         config: DIIPConfig,
         size: tuple[int, int],
-        queue: Sequence[int],
+        queue: Sequence[_Owner],
         sharding: jax.sharding.Sharding | None,
-        program: Any,
+        programs: _Programs,
         num_lanes: int | None,
     ):
         self.prior, self.jobs, self.config, self.size = prior, jobs, config, size
         self.waiting = collections.deque(queue)
-        self.sharding, self.program = sharding, program
+        self.sharding, self.programs = sharding, programs
+        self.image: _Image | None = None  # the last one that a lane took
         self.num_devices = 1 if sharding is None else len(sharding.device_set)
         self.may_shrink = num_lanes is None  # where memory runs out
         if num_lanes is None:
-            most = min(_largest_batch(), len(queue))
-            num_lanes = fitting_lanes(prior, size, config, most, program)
+            most = min(_largest_batch(size), len(queue))
+            num_lanes = fitting_lanes(prior, size, config, most)
         # Whose job each lane holds, and the lanes themselves.
         self.owners, self.lanes = self._empty_lanes(min(num_lanes, len(queue)))
-        self.compiled = False  # for so many lanes
+        self.compiled = self.compiled_look = False  # for so many lanes
 
     def run(
         self, chunk: int | Callable[[], int], should_stop: Callable[[], bool]
@@ -273,11 +363,13 @@ class _Bucket:
         """Restore all jobs; the counts of a report are those of its chunk."""
         failed: list[Failure] = []
         while self.waiting or self._busy():
-            failed += self._refill()
+            fresh, failures = self._refill()
+            failed += failures
             self._shrink()
             length = chunk() if callable(chunk) else chunk
             try:
-                iterations, useful, seconds, compile_seconds = self._advance(length)
+                look_seconds, first = self._look(fresh)
+                iterations, useful, seconds, second = self._advance(length)
             except jax.errors.JaxRuntimeError as error:
                 least = len(self.owners) <= self.num_devices
                 if least or not self.may_shrink or not is_out_of_memory(error):
@@ -293,9 +385,11 @@ class _Bucket:
                 interrupted=interrupted,
                 iterations=iterations,
                 seconds=seconds,
-                compile_seconds=compile_seconds,
+                compile_seconds=first + second,
                 lane_iterations=iterations * len(self.owners),
                 useful_iterations=useful,
+                look_seconds=look_seconds,
+                num_looks=len(fresh),
             )
             if interrupted:
                 return
@@ -304,7 +398,7 @@ class _Bucket:
     def _busy(self) -> list[int]:
         return [lane for lane, owner in enumerate(self.owners) if owner is not None]
 
-    def _empty_lanes(self, num_lanes: int) -> tuple[list[int | None], Lanes]:
+    def _empty_lanes(self, num_lanes: int) -> tuple[list[_Owner | None], Lanes]:
         """Return empty lanes, a multiple of the number of devices, and no owners."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
         lanes = _empty(self.size, self.config, count)
@@ -312,20 +406,83 @@ class _Bucket:
         # second chunk would be compiled again.
         return [None] * count, jax.device_put(lanes, lanes.alive.sharding)
 
-    def _refill(self) -> list[Failure]:
-        """Put waiting jobs into empty lanes; return those that cannot be started."""
-        failed = []
+    def _refill(self) -> tuple[list[int], list[Failure]]:
+        """Put waiting starts into empty lanes; return those lanes, and failed jobs."""
+        fresh, failed = [], []
         for lane in range(len(self.owners)):
             while self.owners[lane] is None and self.waiting:
-                index = self.waiting.popleft()
+                owner = self.waiting.popleft()
                 try:
-                    start = _start(self.prior, self.jobs[index], self.size, self.config)
+                    image = self._image_of(owner.job)
                 except ValueError as error:  # one bad image must not stop the others
-                    failed.append(Failure(index, error))
+                    failed.append(Failure(owner.job, error))
+                    self._forget(owner.job)
                     continue
-                self.lanes = _insert(self.lanes, lane, *start)
-                self.owners[lane] = index
-        return failed
+                job, state = self.jobs[owner.job], None
+                if owner.start not in job.states:
+                    fresh.append(lane)
+                    state = _begin(
+                        image.y,
+                        job.key,
+                        self.config,
+                        image.seen,
+                        self.prior.card.schedule,
+                        owner.start,
+                    )
+                else:
+                    state = job.states[owner.start]
+                seen = None if image.seen is None else image.seen._replace(noise=None)
+                budget = diip.budget(self.config, self.size)
+                alive = (state.k < budget) & ~stopping.detected(state.stopping)
+                new = Lanes(jnp.asarray(image.y), state, alive, seen)
+                self.lanes = _insert(self.lanes, lane, new)
+                self.owners[lane] = owner
+        return fresh, failed
+
+    def _image_of(self, index: int) -> "_Image":
+        """Return a job's image on its canvas, with what it says; the last one is kept.
+
+        Raises:
+            ValueError: it cannot be loaded or restored.
+        """
+        if self.image is None or self.image.job != index:
+            y = np.asarray(self.jobs[index].load(), np.float32)
+            diip.check(self.prior, y, self.config)
+            y, seen = canvas.place(y, self.size), None
+            if matched.is_needed(self.config):
+                seen = self.programs.prepare(self.prior, jnp.asarray(y), self.config)
+            self.image = _Image(index, y, seen)
+        return self.image
+
+    def _forget(self, index: int) -> None:
+        """Let the other starts of a job that failed wait no longer."""
+        self.waiting = collections.deque(o for o in self.waiting if o.job != index)
+
+    def _look(self, fresh: Sequence[int]) -> tuple[float, float]:
+        """Take the first look at starts just put into lanes, where there is one.
+
+        Returns:
+            Seconds that it took, and seconds to compile.
+        """
+        if not fresh or self.config.criterion != "discrepancy":
+            return 0.0, 0.0
+        self._spread_lanes()
+        compile_seconds = 0.0
+        if not self.compiled_look:
+            compile_seconds = self._timed_look([])
+            self.compiled_look = True
+        return self._timed_look(fresh), compile_seconds
+
+    def _timed_look(self, fresh: Sequence[int]) -> float:
+        began = time.perf_counter()
+        mask = np.isin(np.arange(len(self.owners)), fresh)
+        self.lanes = self.programs.look(self.prior, self.lanes, self.config, mask)
+        jax.block_until_ready(self.lanes.alive)
+        return time.perf_counter() - began
+
+    def _spread_lanes(self) -> None:
+        if self.sharding is not None:
+            self.lanes = jax.device_put(self.lanes, self.sharding)
 
     def _shrink(self) -> None:
         """Drop idle lanes once nothing waits and half of them are idle."""
@@ -337,15 +494,14 @@ class _Bucket:
         keep = (busy + idle)[:count]
         self.lanes = jax.tree.map(lambda a: a[np.asarray(keep)], self.lanes)
         self.owners = [self.owners[lane] for lane in keep]
-        self.compiled = False
+        self.compiled = self.compiled_look = False
 
     def _advance(self, length: int) -> tuple[int, int, float, float]:
         """Do a chunk; return iterations, useful ones, seconds, seconds to compile."""
         busy = self._busy()
-        if not busy:
+        if not busy or not self.lanes.alive.any():
             return 0, 0, 0.0, 0.0
-        if self.sharding is not None:
-            self.lanes = jax.device_put(self.lanes, self.sharding)
+        self._spread_lanes()
         compile_seconds = 0.0
         if not self.compiled:  # no iteration: no chunk's time is to hold compilation
             _, compile_seconds = self._timed_advance(0, 0)
@@ -358,7 +514,7 @@ class _Bucket:
 
     def _timed_advance(self, length: int, min_alive: int) -> tuple[int, float]:
         began = time.perf_counter()
-        self.lanes, done = self.program(
+        self.lanes, done = self.programs.advance(
             self.prior, self.lanes, self.config, length, min_alive
         )
         return int(done), time.perf_counter() - began  # int() waits for the device
@@ -368,10 +524,12 @@ class _Bucket:
         alive, now = jax.device_get((self.lanes.alive, _latest_numbers(self.lanes)))
         running, finished = [], []
         for lane in self._busy():
-            index = self.owners[lane]
-            assert index is not None  # busy
-            size = self.jobs[index].size
-            report = _lane_report(self.lanes, now, lane, index, size)
+            owner = self.owners[lane]
+            assert owner is not None  # busy
+            size = self.jobs[owner.job].size
+            report = _lane_report(self.lanes, now, lane, owner, size)
+            if self.config.criterion != "discrepancy":
+                report = report._replace(damage=None)
             if alive[lane] and not interrupted:
                 running.append(report)
             else:
@@ -384,7 +542,7 @@ class _Bucket:
         unfinished = [owner for owner in self.owners if owner is not None]
         self.waiting.extendleft(reversed(unfinished))
         self.owners, self.lanes = self._empty_lanes(num_lanes)
-        self.compiled = False
+        self.compiled = self.compiled_look = False
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -392,21 +550,28 @@ def is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
-def _largest_batch() -> int:
+def _largest_batch(size: tuple[int, int]) -> int:
     """Return how many lanes are worth having: more do not make a device busier."""
-    return 4 if jax.default_backend() == "cpu" else 16
+    if jax.default_backend() != "cpu":
+        return 16
+    # A large canvas keeps all cores busy; alone, it gives a first result earlier.
+    return 4 if math.prod(size) <= LARGE_CANVAS else 1
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num_lanes"))
 def _empty(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -> Lanes:
     """Return lanes without images, for canvases of this size."""
-    blank = jnp.zeros((*size, 3), jnp.float32)
+    blank, seen = jnp.zeros((*size, 3), jnp.float32), None
+    if matched.is_needed(config):
+        seen = matched.Start(
+            None, jnp.zeros(config.num_steps, jnp.int32), jnp.zeros(())
+        )
     state = diip.start(blank, jax.random.key(0), config)
-    lane = Lanes(blank, state, jnp.bool_(False))
+    lane = Lanes(blank, state, jnp.bool_(False), seen)
     return jax.tree.map(lambda a: jnp.repeat(a[None], num_lanes, axis=0), lane)
 
 
-_begin = jax.jit(diip.start)
+_begin = jax.jit(diip.start, static_argnames="schedule")
 
 
 def abstract_state(
@@ -418,27 +583,23 @@ def abstract_state(
     return jax.eval_shape(_begin, y, jax.random.key(0), config)
 
 
-def _start(
-    prior: Prior, job: Job, size: tuple[int, int], config: DIIPConfig
-) -> tuple[np.ndarray, diip.DIIPState]:
-    """Return a job's image on its canvas, in [-1, 1], and its first state."""
-    y = np.asarray(job.load(), np.float32)
-    diip.check(prior, y, config)
-    y = canvas.place(y, size)
-    state = _begin(y, job.key, config) if job.state is None else job.state
-    return y, state
+class _Image(NamedTuple):
+    """A job's image on its canvas, in [-1, 1], and what it says of itself."""
+
+    job: int
+    y: np.ndarray
+    seen: matched.Start | None
 
 
 @functools.partial(jax.jit, donate_argnames="lanes")
-def _insert(lanes: Lanes, lane: int, y: jax.Array, state: diip.DIIPState) -> Lanes:
-    """Put an image into a lane."""
-    new = Lanes(y, state, jnp.bool_(True))
+def _insert(lanes: Lanes, lane: int, new: Lanes) -> Lanes:
+    """Put a start into a lane."""
     return jax.tree.map(lambda a, b: a.at[lane].set(b), lanes, new)
 
 
 @jax.jit
 def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
-    """Return iteration, loss, decrease and sharpness of each lane, each (L,)."""
+    """Return iteration, loss, decrease, sharpness, damage of each lane, each (L,)."""
     state = lanes.state
     last = jnp.maximum(state.k - 1, 0)[:, None]
     before = jnp.maximum(state.k - 2, 0)[:, None]
@@ -448,26 +609,34 @@ def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
 
     loss, loss_before = at(state.losses, last), at(state.losses, before)
     sharpness = at(state.sharpnesses, last)
-    return last[:, 0], loss, decrease(loss_before, loss), sharpness
+    unknown = jnp.full(len(loss), jnp.nan)
+    damage = unknown if lanes.seen is None else lanes.seen.energy
+    return last[:, 0], loss, decrease(loss_before, loss), sharpness, damage
 
 
 def _lane_report(
-    lanes: Lanes, now: tuple, lane: int, job: int, size: tuple[int, int]
+    lanes: Lanes, now: tuple, lane: int, owner: _Owner, size: tuple[int, int]
 ) -> LaneReport:
     def restoration() -> diip.Restoration:
         answer = jax.device_get(_result(lanes, lane))
-        return answer._replace(image=answer.image[: size[0], : size[1]])
+        height, width = size
+        return answer._replace(
+            image=answer.image[:height, :width],
+            uncertainty=answer.uncertainty[:height, :width],
+        )
 
     def snapshot() -> diip.DIIPState:
         return jax.device_get(jax.tree.map(lambda a: a[lane], lanes.state))
 
-    k, loss, decrease, sharpness = (float(number[lane]) for number in now)
+    k, loss, decrease, sharpness, damage = (float(number[lane]) for number in now)
     return LaneReport(
-        job=job,
+        job=owner.job,
+        start=owner.start,
         iteration=int(k),
         loss=loss,
         decrease=decrease,
         sharpness=sharpness,
+        damage=None if math.isnan(damage) else damage,
         restoration=restoration,
         snapshot=snapshot,
     )
@@ -509,12 +678,31 @@ def iterate(
         ValueError: the image cannot be restored.
     """
     job = Job((y.shape[0], y.shape[1]), lambda: y, key)
+    answers: dict[int, diip.Restoration] = {}
     for report in run(prior, [job], config, chunk=every):
         for failure in report.failed:
             raise failure.error
         for lane in [*report.running, *report.finished]:
-            answer = lane.restoration()
-            yield Moment(int(answer.iteration), lane.loss, np.asarray(answer.image))
+            answers[lane.start] = lane.restoration()
+            image = combine(list(answers.values()), y, lane.damage).image
+            yield Moment(lane.iteration, lane.loss, np.asarray(image))
+
+
+def combine(
+    starts: Sequence[diip.Restoration], y: np.ndarray, damage: float | None
+) -> diip.Restoration:
+    """Return the restoration that starts of one image make together, on the host.
+
+    Args:
+        starts: what their lanes report, one or more.
+        y: degraded image, (H, W, 3) in [0, 1].
+        damage: as a lane reports it.
+    """
+    if len(starts) == 1:
+        (alone,) = starts
+        return alone._replace(image=np.asarray(diip.settle(alone.image, y, damage)))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+    return jax.device_get(diip.average(stacked, y, damage))
 
 
 def restore_many(
@@ -543,12 +731,16 @@ def restore_many(
         Job((y.shape[0], y.shape[1]), lambda y=y: y, jax.random.fold_in(key, i))
         for i, y in enumerate(images)
     ]
-    done: dict[int, diip.Restoration] = {}
+    done: list[dict[int, diip.Restoration]] = [{} for _ in jobs]
+    damage: dict[int, float | None] = {}
     for report in run(prior, jobs, config, **options):
         for failure in report.failed:
             raise failure.error
-        done |= {lane.job: lane.restoration() for lane in report.finished}
-    return [done[i] for i in range(len(jobs))]
+        for lane in report.finished:
+            done[lane.job][lane.start] = lane.restoration()
+            damage[lane.job] = lane.damage
+    in_order = [[starts[i] for i in sorted(starts)] for starts in done]
+    return [combine(in_order[i], y, damage[i]) for i, y in enumerate(images)]
 
 
 def memory(
@@ -584,22 +776,41 @@ def memory(
     return used + plan.temp_size_in_bytes - plan.alias_size_in_bytes
 
 
+def rough_memory(
+    prior: Prior, size: tuple[int, int], config: DIIPConfig, num_lanes: int = 1
+) -> int:
+    """Return about the bytes of `memory`, at once: nothing is compiled.
+
+    By the number of features that a lane's network makes at its first level.
+
+    Args:
+        prior: the frozen model.
+        size: height and width of the images.
+        config: the settings.
+        num_lanes: images restored at the same time.
+    """
+    side = canvas.canvas_size(prior, config, *size)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(prior.params))
+    pixels = math.prod(side)
+    window = config.tile**2 if canvas.is_tiled(prior, config, side) else pixels
+    steps = 1 if canvas.recomputes_steps(prior, config, side) else config.num_steps
+    per_feature = LOOK_BYTES
+    if diip.budget(config, side) > 0:
+        per_feature = GRADIENT_BYTES * (1 if window < pixels else steps)
+    network = window * prior.card.architecture.num_channels * per_feature
+    return weights + num_lanes * (network + STATE_BYTES * pixels)
+
+
 def fitting_lanes(
-    prior: Prior,
-    size: tuple[int, int],
-    config: DIIPConfig,
-    most: int,
-    program: Any = None,
+    prior: Prior, size: tuple[int, int], config: DIIPConfig, most: int
 ) -> int:
     """Return how many images of this size fit the device at once, at least 1.
 
-    Halves from `most` until the compiled program's memory, as `memory` says it, is
-    under nine tenths of what the device has.
+    Halves from `most` until `rough_memory` is under six tenths of what the device has.
     """
     available = _available_bytes()
     while most > 1 and available is not None:
-        needed = memory(prior, size, config, most, program)
-        if needed is None or needed <= 0.9 * available:
+        if rough_memory(prior, size, config, most) <= 0.6 * available:
             break
         most //= 2
     return most

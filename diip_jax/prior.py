@@ -127,7 +127,7 @@ def abstract_params(card: Card) -> Any:
 
 
 def noise_predictor(
-    prior: Prior, config: DIIPConfig, timesteps: np.ndarray
+    prior: Prior, config: DIIPConfig, timesteps: np.ndarray | jax.Array
 ) -> tuple[ddim.PredictNoise, ddim.Steps]:
     """Return eps_theta on one image and the DDIM steps it is to be used with.
 

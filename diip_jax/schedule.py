@@ -1,7 +1,9 @@
 """Noise schedules and DDIM timesteps: NumPy, float64, static under tracing."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -33,10 +35,18 @@ class Schedule:
             return cosine_alphas_cumprod(self.num_train_timesteps)
         raise ValueError(f"unknown schedule {self.kind!r}; use 'linear' or 'cosine'")
 
-    def network_timesteps(self, timesteps: np.ndarray) -> np.ndarray:
-        """Return timesteps as the network was trained to see them, float32."""
+    def noise_levels(self) -> np.ndarray:
+        """Return sqrt((1 - alpha_bar_t) / alpha_bar_t) for t = 0 .. T - 1, float64.
+
+        At timestep t the sample is a multiple of an image with noise of this deviation.
+        """
+        alphas_cumprod = self.alphas_cumprod()
+        return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    def network_timesteps(self, timesteps: np.ndarray | jax.Array) -> Any:
+        """Return timesteps as the network was trained to see them, a float32 array."""
         scale = 1000 / self.num_train_timesteps if self.rescale_timesteps else 1.0
-        return np.asarray(timesteps * scale, np.float32)
+        return (timesteps * scale).astype(np.float32)
 
 
 def linear_alphas_cumprod(

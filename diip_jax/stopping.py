@@ -43,12 +43,18 @@ class Criterion(NamedTuple):
     update: Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
 
 
-def criterion(config: DIIPConfig) -> Criterion:
-    """Bind the criterion that the configuration names to its thresholds."""
+def criterion(config: DIIPConfig, damage: jax.Array | float = 0.0) -> Criterion:
+    """Bind the criterion that the configuration names to its thresholds.
+
+    Args:
+        config: the settings.
+        damage: mean square of the damage in y, which only "discrepancy" compares with.
+    """
     init, update = CRITERIA[config.criterion]
-    return Criterion(
-        init, functools.partial(update, k_min=config.k_min, epsilon=config.epsilon)
-    )
+    thresholds = {"k_min": config.k_min, "epsilon": config.epsilon}
+    if config.criterion == "discrepancy":
+        thresholds = {"damage": damage}
+    return Criterion(init, functools.partial(update, **thresholds))
 
 
 def detected(state: Any) -> jax.Array:
@@ -250,8 +256,47 @@ def _average(average: jax.Array, latest: jax.Array) -> jax.Array:
     return SMOOTHING * average + (1 - SMOOTHING) * latest
 
 
+# criterion="discrepancy": the rest of y is damage.
+
+TOLERANCE = 1.15  # squared: the energy is an estimate, and copying damage costs more
+UNSEEN = 0.02  # deviation in [-1, 1], 40 dB: nearer to y is not worth an iteration
+
+
+class DiscrepancyState(NamedTuple):
+    """State of the discrepancy principle: its verdict."""
+
+    verdict: Verdict
+
+
+def init_discrepancy() -> DiscrepancyState:
+    """Return the state before the first iteration."""
+    return DiscrepancyState(undecided())
+
+
+def update_discrepancy(
+    state: DiscrepancyState,
+    k: jax.Array,
+    loss: jax.Array,
+    sharpness: jax.Array,
+    *,
+    damage: jax.Array | float,
+) -> DiscrepancyState:
+    """Stop once g(z) is as near to y as the clean image is (Morozov, 1966).
+
+    Args:
+        state: state after iteration k - 1.
+        k: iteration, counted from 0.
+        loss: E(z^k; y).
+        sharpness: sigma^2[k], not looked at.
+        damage: mean square of the damage in y.
+    """
+    near = loss <= jnp.maximum(TOLERANCE**2 * damage, UNSEEN**2)
+    return DiscrepancyState(state.verdict._replace(loss=loss, detected_high=near))
+
+
 CRITERIA = {
     "paper": (init, update),
     "robust": (init_robust, update_robust),
     "never": (init, update_never),
+    "discrepancy": (init_discrepancy, update_discrepancy),
 }

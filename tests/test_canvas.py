@@ -127,4 +127,4 @@ def test_what_is_recomputed(tiny_prior, remat, features, tile, recomputed):
     architecture = dataclasses.replace(STRIDE_8, num_channels=1)
     prior = with_card(tiny_prior, architecture=architecture)
     config = seeded.PRESET.replace(remat=remat, num_steps=1, tile=tile)
-    assert canvas._recomputes_steps(prior, config, (1, features)) == recomputed
+    assert canvas.recomputes_steps(prior, config, (1, features)) == recomputed

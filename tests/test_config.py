@@ -10,8 +10,10 @@ from diip_jax.config import PAPER, DIIPConfig
 def test_allowed_values_by_hand():
     assert config.choices() == {
         "remat": ("auto", "none", "step", "block"),
-        "criterion": ("paper", "robust", "never"),
+        "criterion": ("paper", "robust", "never", "discrepancy"),
         "dtype": ("float32", "bfloat16"),
+        "start": ("random", "matched"),
+        "clip_gradient": ("zero", "straight-through"),
     }
     assert set(config.choices()["criterion"]) == set(stopping.CRITERIA)
 

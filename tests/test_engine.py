@@ -32,7 +32,12 @@ TOLERANCE = 1e-4
 def jobs_of(pictures, key, states=None):
     states = states or [None] * len(pictures)
     return [
-        engine.Job(y.shape[:2], lambda y=y: y, jax.random.fold_in(key, i), state)
+        engine.Job(
+            y.shape[:2],
+            lambda y=y: y,
+            jax.random.fold_in(key, i),
+            {} if state is None else {0: state},
+        )
         for i, (y, state) in enumerate(zip(pictures, states, strict=True))
     ]
 
@@ -290,13 +295,21 @@ def test_nothing_to_do(tiny_prior, key):
 
 
 def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
-    monkeypatch.setattr(engine, "memory", lambda *args: 10 * args[3])
-    monkeypatch.setattr(engine, "_available_bytes", lambda: 50)
-    assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 45 < 80
+    monkeypatch.setattr(engine, "rough_memory", lambda *args: 10 * args[3])
+    monkeypatch.setattr(engine, "_available_bytes", lambda: 70)
+    assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 42 < 80
     monkeypatch.setattr(engine, "_available_bytes", lambda: 1)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 1
     monkeypatch.setattr(engine, "_available_bytes", lambda: None)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 16
+
+
+def test_rough_memory_is_no_less_than_the_compiler_s_and_no_dream(tiny_prior):
+    for config in (CONFIG, CONFIG.replace(gradient="full", remat="step")):
+        rough = engine.rough_memory(tiny_prior, (64, 64), config)
+        exact = engine.memory(tiny_prior, (64, 64), config)
+        # Attention of a large canvas is most of the spread; here there is little.
+        assert 0.5 * exact < rough < 4 * exact
 
 
 @pytest.fixture

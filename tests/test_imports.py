@@ -14,9 +14,10 @@ PACKAGE = ROOT / "diip_jax"
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
-    | {"degradations"},
+    | {"degradations", "noise", "ensemble"},
     {"compilation", "images", "stopping", "prior", "tiling"},
     {"canvas"},
+    {"matched"},
     {"diip"},
     {"engine"},
     {"photos"},
@@ -37,7 +38,10 @@ FOREIGN = {
     "config": {"jax", "flax"},
     "stopping": {"jax"},
     "signals": {"jax"},
-    "schedule": {"numpy"},
+    "schedule": {"jax", "numpy"},
+    "noise": {"jax"},
+    "matched": {"jax"},
+    "ensemble": {"numpy"},
     "ddim": {"jax", "numpy"},
     "canvas": {"jax", "numpy"},
     "metrics": {"numpy"},

@@ -159,6 +159,21 @@ def test_never_follows_but_never_fires():
     assert ours == Verdict(None, False, False, 3, False)
 
 
+def test_the_discrepancy_fires_when_the_loss_is_that_of_the_damage():
+    """Morozov's principle, with its factor above 1."""
+    damage = 0.01
+    config = DIIPConfig(criterion="discrepancy")
+    criterion = stopping.criterion(config, jnp.float32(damage))
+    state = criterion.init()
+    assert not stopping.detected(state)
+    threshold = stopping.TOLERANCE**2 * damage
+    for k, loss in enumerate([3.0, np.nan, 1.01 * threshold, 0.99 * threshold]):
+        state = criterion.update(state, jnp.int32(k), jnp.float32(loss), jnp.float32(1))
+        assert bool(stopping.detected(state)) == (loss < threshold)
+    assert bool(state.verdict.detected_high)
+    assert not bool(state.verdict.detected_low)
+
+
 def test_thresholds_are_read_from_the_configuration():
     config = DIIPConfig(k_min=3, epsilon=0.05, criterion="paper")
     criterion = stopping.criterion(config)

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,14 @@ from diip_jax.photos.run import Progress, restore_photos
 from diip_jax.photos.terminal import Stopper, Terminal
 from diip_jax.prior import Prior
 
+# What each preset makes of the prior's own.
+PRESETS: Mapping[str, Callable[[DIIPConfig], DIIPConfig]] = {
+    "quick": lambda own: dataclasses.replace(own, num_starts=1),
+    "default": lambda own: own,
+    "best": lambda own: dataclasses.replace(own, num_starts=4 * own.num_starts),
+    "paper": lambda own: PAPER,
+    "prior": lambda own: own,  # the name that "default" had
+}
 MANY = 20  # photos that take a while to look at
 LESS_MEMORY = "pass a smaller --tile or --batch_size, or --remat block"
 
@@ -46,7 +56,7 @@ def settings(
 
     Args:
         prior: the frozen model.
-        preset: "paper", or "prior" for the prior's own.
+        preset: a name in `PRESETS`.
         changes: settings that differ from the preset, by their names in `DIIPConfig`.
         size_mode: see `sizing.settings`.
         tile: see `sizing.settings`.
@@ -55,8 +65,7 @@ def settings(
     Raises:
         ValueError: no restoration can use them.
     """
-    config = PAPER if preset == "paper" else prior.card.preset
-    config = dataclasses.replace(config, **changes)
+    config = dataclasses.replace(PRESETS[preset](prior.card.preset), **changes)
     config = sizing.settings(prior, config, size_mode, tile, tile_overlap)
     diip.check_config(config)
     return config
@@ -72,6 +81,7 @@ def run(
     recursive: bool = False,
     shard: tuple[int, int] = (1, 1),
     dry_run: bool = False,
+    max_minutes: float | None = None,
     data: bytes = b"",
 ) -> Summary:
     """Restore the photos that patterns name.
@@ -85,6 +95,7 @@ def run(
         recursive: look in subfolders too.
         shard: (i, n): only the i-th of n parts of the photos, i from 1.
         dry_run: only tell what would be done.
+        max_minutes: give what is there after so long; None for no limit.
         data: what standard input gave.
 
     Raises:
@@ -111,7 +122,8 @@ def run(
         _describe(prior, decided.tasks, config, options, terminal)
         summary = Summary(len(decided.tasks), 0, interrupted=False)
     else:
-        summary = _restore(prior, decided.tasks, config, options, terminal)
+        ends = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        summary = _restore(prior, decided.tasks, config, options, terminal, ends)
     return summary._replace(
         num_done=summary.num_done + len(decided.finished),
         num_failed=summary.num_failed + len(decided.failed),
@@ -133,8 +145,9 @@ def _restore(
     config: DIIPConfig,
     options: Options,
     terminal: Terminal,
+    ends: float,
 ) -> Summary:
-    """Restore photos and tell of each."""
+    """Restore photos and tell of each, until this time of `time.monotonic`."""
     plan.check_writable(tasks)
     for task in tasks:
         terminal.detail(_plan_line(task, config))
@@ -143,9 +156,11 @@ def _restore(
     num_done = num_failed = num_interrupted = 0
     meter = terminal.meter(len(tasks), config)
     with Stopper(quiet=terminal.quiet) as stopper, meter, _out_of_memory_explained():
-        events = restore_photos(
-            prior, tasks, config, options, should_stop=stopper.asked
-        )
+
+        def should_stop() -> bool:
+            return stopper.asked() or time.monotonic() >= ends
+
+        events = restore_photos(prior, tasks, config, options, should_stop=should_stop)
         for event in events:
             if isinstance(event, Progress):
                 meter.show(event)
@@ -159,10 +174,11 @@ def _restore(
     undone = len(tasks) - num_done - num_failed
     if len(tasks) > 1:
         terminal.say(f"{num_done} restored, {num_failed} failed, {undone} left")
+    # A result that a deadline cut short is what was asked for; no result is not.
+    expired = time.monotonic() >= ends and not stopper.asked()
     no_best_stop = options.reference is not None and stopper.asked()
-    return Summary(
-        num_done, num_failed, bool(undone or num_interrupted or no_best_stop)
-    )
+    cut = num_interrupted and not expired
+    return Summary(num_done, num_failed, bool(undone or cut or no_best_stop))
 
 
 def _describe(
@@ -173,13 +189,15 @@ def _describe(
     terminal: Terminal,
 ) -> None:
     """Tell what restoring each photo would take."""
-    memory: dict[tuple[int, int], int | None] = {}
+    memory: dict[tuple[int, int], int] = {}
     for task in tasks:
         canvas = task.placement.canvas
         if canvas not in memory:
-            memory[canvas] = _memory(prior, task, config, options)
+            lanes = options.num_lanes or 1
+            size = task.placement.size
+            memory[canvas] = engine.rough_memory(prior, size, config, lanes)
         needed = memory[canvas]
-        amount = "memory unknown" if needed is None else f"{needed / 1e6:.0f} MB"
+        amount = f"about {needed / 1e6:.0f} MB"
         what = {
             "size": list(task.size[::-1]),
             "canvas": list(canvas[::-1]),
@@ -191,15 +209,6 @@ def _describe(
         content = record.brief("planned", task.source.path, task.output)
         line = f"{_plan_line(task, config)}, {amount}"
         terminal.give(line, content | {"plan": what})
-
-
-def _memory(
-    prior: Prior, task: Task, config: DIIPConfig, options: Options
-) -> int | None:
-    program = engine.jitted_advance(options.traces)
-    num_lanes = options.num_lanes or 1
-    with _out_of_memory_explained():
-        return engine.memory(prior, task.placement.size, config, num_lanes, program)
 
 
 def _plan_line(task: Task, config: DIIPConfig) -> str:

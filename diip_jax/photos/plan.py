@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from diip_jax import images, storage
+from diip_jax import diip, images, matched, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
 from diip_jax.photos import find, record, sizing
@@ -87,10 +87,10 @@ class Task(NamedTuple):
         """Where the JSON record goes."""
         return self.output.with_suffix(".json")
 
-    @property
-    def state_path(self) -> Path:
-        """Where the state of an unfinished restoration is kept."""
-        return self.output.with_name(f".{self.output.name}.state")
+    def state_path(self, start: int = 0) -> Path:
+        """Return where the state of a start of an unfinished restoration is kept."""
+        which = f".{start}" if start else ""
+        return self.output.with_name(f".{self.output.name}{which}.state")
 
 
 class Plan(NamedTuple):
@@ -280,4 +280,7 @@ def key(seed: int, relative: Path) -> jax.Array:
 
 def unet_calls(task: Task, config: DIIPConfig) -> int:
     """Return how often the network is evaluated at most."""
-    return config.max_iterations * config.num_steps * task.placement.num_tiles
+    budget = diip.budget(config, task.placement.canvas)
+    looks = config.criterion == "discrepancy"  # the first of each start
+    calls = config.num_starts * (budget + looks) * config.num_steps
+    return (calls + matched.is_needed(config)) * task.placement.num_tiles

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diip_jax import images, metrics, storage
+from diip_jax import images, matched, metrics, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import Photo
@@ -21,6 +21,7 @@ from diip_jax.prior import Card
 
 SCHEMA = "diip.result/1"
 COLOUR_SHIFT = 0.02  # of the range, in the mean of a channel
+NOTHING = 0.01  # deviation of damage in [-1, 1] that nobody sees
 
 
 def settings(config: DIIPConfig) -> dict[str, Any]:
@@ -34,18 +35,28 @@ def config_hash(card: Card, config: DIIPConfig, **more: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_complete(restoration: Restoration, config: DIIPConfig) -> bool:
-    """Tell whether a restoration ended by itself rather than by an interruption."""
-    spent = int(restoration.num_iterations) >= config.max_iterations
+def is_complete(restoration: Restoration, budget: int) -> bool:
+    """Tell whether a start ended by itself rather than by an interruption.
+
+    Args:
+        restoration: of one start.
+        budget: iterations that it may have.
+    """
+    spent = int(restoration.num_iterations) >= budget
     return spent or int(restoration.reason) != StopReason.MAX_ITERATIONS
 
 
-def stop(restoration: Restoration, config: DIIPConfig) -> dict[str, Any]:
-    """Return why and where a restoration ended; iterations are counted from 0."""
+def stop(restoration: Restoration, budget: int) -> dict[str, Any]:
+    """Return why and where a start ended; iterations are counted from 0.
+
+    Args:
+        restoration: of one start.
+        budget: iterations that it may have.
+    """
     reason = StopReason(int(restoration.reason))
-    last = int(restoration.num_iterations) - 1
+    last = max(int(restoration.num_iterations) - 1, 0)
     letters = {StopReason.HIGH_FREQUENCY: "H", StopReason.LOW_FREQUENCY: "L"}
-    complete = is_complete(restoration, config)
+    complete = is_complete(restoration, budget)
     return {
         "reason": reason.name.lower() if complete else "interrupted",
         "criterion": letters.get(reason),
@@ -58,25 +69,33 @@ def stop(restoration: Restoration, config: DIIPConfig) -> dict[str, Any]:
 
 
 def warnings(
-    restoration: Restoration, config: DIIPConfig, change: Mapping[str, Any], mode: str
+    starts: Sequence[Restoration],
+    complete: bool,
+    change: Mapping[str, Any],
+    mode: str,
+    damage: float | None,
 ) -> list[str]:
     """Return the codes of what a user should know of a result.
 
     Args:
-        restoration: the answer.
-        config: the settings used.
+        starts: the answers of all starts.
+        complete: the restoration ended by itself.
         change: as from `change`.
         mode: how the photo was given to the prior, as in `sizing.Placement`.
+        damage: mean square of the damage found, None where it was not looked for.
     """
-    reason, complete = int(restoration.reason), is_complete(restoration, config)
+    reasons = {int(start.reason) for start in starts}
     shift = max(abs(value or 0) for value in change["mean_rgb"])
+    # At the end of its budget a matched start is moved toward y by `diip.settle`.
+    no_stop = StopReason.MAX_ITERATIONS in reasons and damage is None
     found = {
         "interrupted": not complete,
-        "no_stop": complete and reason == StopReason.MAX_ITERATIONS,
-        "diverged": reason == StopReason.DIVERGED,
-        "no_peak": bool(restoration.no_peak),
+        "no_stop": complete and no_stop,
+        "diverged": StopReason.DIVERGED in reasons,
+        "no_peak": any(bool(start.no_peak) for start in starts),
         "scaled_down": mode == "fit",
         "colour_shift": shift > COLOUR_SHIFT,
+        "nothing_found": damage is not None and damage < NOTHING**2,
     }
     return [code for code, applies in found.items() if applies]
 
@@ -122,13 +141,43 @@ def model(card: Card) -> dict[str, Any]:
 
 def curves(restoration: Restoration) -> dict[str, list[float | None]]:
     """Return the traces up to the last iteration."""
-    done = int(restoration.num_iterations)
+    # A first look that was enough has a loss, and no iteration.
+    done = max(int(restoration.num_iterations), int(np.isfinite(restoration.losses[0])))
     traces = {
         "loss": restoration.losses,
         "decrease": restoration.decreases,
         "lap_var": restoration.sharpnesses,
     }
     return {name: [_number(v) for v in t[:done]] for name, t in traces.items()}
+
+
+def restored_by(starts: Sequence[Restoration], config: DIIPConfig) -> dict[str, Any]:
+    """Return what a restoration took: its starts, and evaluations of the network.
+
+    Args:
+        starts: the answers of all starts.
+        config: the settings used.
+    """
+    iterations = [int(start.num_iterations) for start in starts]
+    looks = len(starts) * (config.criterion == "discrepancy") * config.num_steps
+    return {
+        "num_starts": len(starts),
+        "iterations": iterations,
+        "evaluations": looks + matched.is_needed(config),
+        "evaluations_with_gradient": sum(iterations) * config.num_steps,
+    }
+
+
+def found(damage: float | None, deviation: np.ndarray) -> dict[str, float | None]:
+    """Return what was found out about a photo and its result, as deviations in [0, 1].
+
+    Args:
+        damage: mean square of the damage in [-1, 1], None where it was not looked for.
+        deviation: of the starts from each other, (H, W, 3).
+    """
+    rms = None if damage is None else _number(np.sqrt(damage) / 2)
+    spread = _number(np.sqrt(np.mean(np.square(deviation))))
+    return {"damage": rms, "uncertainty": spread}
 
 
 def scores(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import canvas, engine, images, metrics, stopping
+from diip_jax import canvas, diip, engine, images, metrics, stopping
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState
 from diip_jax.images import Photo
@@ -74,24 +74,39 @@ class Comparison:
             photo: the degraded photo of the same size.
         """
         self._perceptual, self._clean, self._photo = perceptual, clean, photo
-        self._psnrs: dict[int, float] = {}
+        self._sums: dict[int, np.ndarray] = {}  # of the starts' images
+        self._seen: set[tuple[int, int]] = set()
 
-    def observe(self, iteration: int, image: np.ndarray) -> None:
-        """Note the PSNR of an iteration's image, (H, W, 3) in [0, 1]."""
-        seen = as_written(image, self._photo)
-        self._psnrs[iteration] = metrics.psnr(self._clean, seen)
+    def observe(self, iteration: int, image: np.ndarray, start: int = 0) -> None:
+        """Note a start's image of an iteration, (H, W, 3) in [0, 1]."""
+        if (start, iteration) in self._seen:  # an iteration begins with the first look
+            return
+        self._seen.add((start, iteration))
+        self._sums[iteration] = self._sums.get(iteration, 0) + image
 
-    def scores(self, restored: np.ndarray, budget: int) -> dict[str, float | None]:
+    def _psnrs(self, num_starts: int) -> dict[int, float]:
+        """Return the PSNR of the mean of the starts at each iteration."""
+        means = {k: total / num_starts for k, total in self._sums.items()}
+        return {
+            k: metrics.psnr(self._clean, as_written(mean, self._photo))
+            for k, mean in means.items()
+        }
+
+    def scores(
+        self, restored: np.ndarray, budget: int, num_starts: int = 1
+    ) -> dict[str, float | None]:
         """Return all scores by name, as in `score_names`.
 
         Args:
             restored: the answer, (H, W, 3) in [0, 1].
-            budget: iterations of a whole run; the best stop is unknown unless each of
-                them was observed.
+            budget: iterations of a whole start; the best stop is unknown unless each of
+                them was observed, of each start.
+            num_starts: how many starts there are.
         """
         seen = as_written(restored, self._photo)
         found = compare(self._perceptual, self._clean, self._photo.rgb, seen)
-        best = best_stop(self._psnrs) if len(self._psnrs) == budget else None
+        whole = len(self._seen) == max(budget, 1) * num_starts
+        best = best_stop(self._psnrs(num_starts)) if whole else None
         return found | {
             "oracle_psnr": None if best is None else best.psnr,
             "oracle_iteration": None if best is None else best.iteration,
@@ -178,6 +193,7 @@ def past_stop(
     job: engine.Job,
     state: DIIPState,
     config: DIIPConfig,
+    start: int = 0,
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[engine.LaneReport]:
@@ -188,17 +204,22 @@ def past_stop(
         job: the image.
         state: where its restoration stopped.
         config: the settings that it was made with.
+        start: index of the start that the state is of.
         should_stop: asked after every iteration; when true, the rest is left undone.
     """
-    if int(state.k) >= config.max_iterations:
+    budget = diip.budget(config, canvas.canvas_size(prior, config, *job.size))
+    if int(state.k) >= budget:
         return
     unstopped = state._replace(stopping=stopping.init())
     reports = engine.run(
         prior,
-        [job._replace(state=unstopped)],
+        [job._replace(states={start: unstopped}, starts=[start])],
         dataclasses.replace(config, criterion="never"),
         chunk=1,
         should_stop=should_stop,
     )
     for report in reports:
-        yield from [*report.running, *report.finished]
+        for lane in [*report.running, *report.finished]:
+            yield lane
+            if lane.iteration + 1 >= budget:
+                return

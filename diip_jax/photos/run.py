@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diip_jax import engine, images, storage
+from diip_jax import diip, engine, ensemble, images, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import DIIPState, Restoration
 from diip_jax.images import ImageError, Photo
@@ -19,23 +19,27 @@ from diip_jax.prior import Prior
 # Between two reports, which is when Ctrl-C is heard. Every chunk takes fresh memory,
 # whose pages cost a CPU a twentieth of a second and more.
 SECONDS_PER_CHUNK = 2.0
+GRADIENT_COST = 3.5  # of an iteration, in evaluations of the network
 
 
 class Progress(NamedTuple):
     """Where a run stands.
 
     Attributes:
-        lanes: the photos that the last chunk advanced, none after photos were done;
+        lanes: the starts that the last chunk advanced, none after photos were done;
             `job` is an index into the tasks.
         num_done: photos restored or failed in this run.
+        starts_done: starts of the photo of the first lane that are done.
         seconds_per_iteration: of the last chunk, compilation apart.
-        bound: seconds that the rest takes at most, at the pace of the last chunk.
+        left: seconds that the rest takes, at the pace of the last chunk: at most where
+            every start iterates, and about where the first look was enough so far.
     """
 
     lanes: list[engine.LaneReport]
     num_done: int
+    starts_done: int
     seconds_per_iteration: float
-    bound: float
+    left: float
 
 
 class Outcome(NamedTuple):
@@ -70,7 +74,8 @@ def restore_photos(
         config: the settings.
         options: of the command.
         should_stop: asked after every chunk; when true, unfinished photos are written
-            as they stand, marked "interrupted", and the rest is left undone.
+            as they stand, as the mean of the starts so far, marked "interrupted", and
+            the rest is left undone.
 
     Raises:
         LPIPSError: the file named for LPIPS does not hold its weights.
@@ -84,13 +89,34 @@ class _PhotoInLane:
     """A photo in a lane, and what it took so far."""
 
     photo: Photo
+    y: np.ndarray  # at the size that the prior is given
     began: float
     comparison: reference.Comparison | None
     resumed_from: int
-    last_saved: int
+    last_saved: dict[int, int]  # iterations done at the last saved state, by start
+    mean: ensemble.Ensemble
+    starts: list[Restoration] = dataclasses.field(default_factory=list)
+    complete: bool = True
+    damage: float | None = None
     num_iterations: int = 0
     seconds: float = 0.0
+    look_seconds: float = 0.0
     compile_seconds: float = 0.0
+
+    def add(self, lane: engine.LaneReport, budget: int) -> None:
+        """Take a start's answer into the mean; its arrays of pixels are then let go."""
+        answer = lane.restoration()
+        self.complete &= record.is_complete(answer, budget)
+        self.mean = ensemble.add(self.mean, np.asarray(answer.image))
+        nothing = np.zeros(0, np.float32)
+        self.starts.append(
+            answer._replace(image=nothing, z=nothing, uncertainty=nothing)
+        )
+        self.damage = lane.damage
+
+    def image(self) -> np.ndarray:
+        """Return the restoration as it stands, (H, W, 3) in [0, 1]."""
+        return np.asarray(diip.settle(self.mean.mean, self.y, self.damage))
 
 
 class _Run:
@@ -115,12 +141,13 @@ class _Run:
         self.in_lanes: dict[int, _PhotoInLane] = {}
         self.num_done = 0
         self.pace = math.inf  # seconds per iteration
+        self.look_pace = 0.0  # seconds per first look
+        self.iterates = True  # the starts of the last chunk did, or will
         self.jobs = [self._job(index) for index in range(len(tasks))]
 
     def events(self) -> Iterator[Progress | Outcome]:
-        prior, sharding = engine.spread(
-            self.prior, self.options.num_lanes, len(self.tasks)
-        )
+        num_starts = len(self.tasks) * self.config.num_starts
+        prior, sharding = engine.spread(self.prior, self.options.num_lanes, num_starts)
         reports = engine.run(
             prior,
             self.jobs,
@@ -138,18 +165,17 @@ class _Run:
 
     def _job(self, index: int) -> engine.Job:
         task = self.tasks[index]
-        state = self._saved_state(task)
-        begun = 0 if state is None else int(state.k)
+        states = self._saved_states(task)
+        begun = {start: int(state.k) for start, state in states.items()}
 
         def load() -> np.ndarray:
             self.in_lanes[index] = self._read(task, begun)
-            photo = self.in_lanes[index].photo
-            return sizing.resize(photo.rgb, task.placement.size)
+            return self.in_lanes[index].y
 
         key = plan.key(self.options.seed, task.source.relative)
-        return engine.Job(task.placement.size, load, key, state)
+        return engine.Job(task.placement.size, load, key, states)
 
-    def _read(self, task: Task, begun: int) -> _PhotoInLane:
+    def _read(self, task: Task, begun: dict[int, int]) -> _PhotoInLane:
         max_pixels = self.options.max_pixels
         photo = images.read(task.source.content(), max_pixels=max_pixels)
         if record.sha256(task.source.content()) != task.sha256:
@@ -158,16 +184,34 @@ class _Run:
         if self.perceptual is not None and task.reference is not None:
             clean = images.read(task.reference, max_pixels=max_pixels).rgb
             comparison = reference.Comparison(self.perceptual, clean, photo)
-        return _PhotoInLane(photo, time.perf_counter(), comparison, begun, begun)
+        y = np.asarray(sizing.resize(photo.rgb, task.placement.size), np.float32)
+        return _PhotoInLane(
+            photo=photo,
+            y=y,
+            began=time.perf_counter(),
+            comparison=comparison,
+            resumed_from=sum(begun.values()),
+            last_saved=begun,
+            mean=ensemble.empty(y.shape),
+        )
 
-    def _saved_state(self, task: Task) -> DIIPState | None:
-        """Return where a killed run stood, if it had the same settings and photo."""
-        digest = self._state_digest(task)
-        start_over = self.options.overwrite or self.perceptual is not None
-        if start_over or not resume.is_saved(task.state_path, digest):
-            return None
-        template = engine.abstract_state(self.prior, task.placement.size, self.config)
-        return resume.load(task.state_path, template, digest)
+    def _saved_states(self, task: Task) -> dict[int, DIIPState]:
+        """Return where the starts of a killed run stood, with the same settings."""
+        if self.options.overwrite or self.perceptual is not None:
+            return {}
+        digest, states = self._state_digest(task), {}
+        size = task.placement.size
+        for start in range(self.config.num_starts):
+            path = task.state_path(start)
+            if resume.is_saved(path, digest):
+                template = engine.abstract_state(self.prior, size, self.config)
+                state = resume.load(path, template, digest)
+                if state is not None:
+                    states[start] = state
+        return states
+
+    def _budget(self, task: Task) -> int:
+        return diip.budget(self.config, task.placement.canvas)
 
     def _chunk(self) -> int:
         """Return the number of iterations until the next report."""
@@ -181,70 +225,104 @@ class _Run:
     def _after_chunk(self, report: engine.Report) -> Iterator[Progress | Outcome]:
         if report.iterations:
             self.pace = report.seconds / report.iterations
+        if report.num_looks:
+            self.look_pace = report.look_seconds / report.num_looks
         lanes = [*report.running, *report.finished]
+        if lanes:
+            self.iterates = any(n.iteration > 0 for n in lanes) or bool(report.running)
+        for job in {lane.job for lane in lanes}:
+            self._note_times(job, report)
         for lane in lanes:
-            self._note_progress(lane, report)
-        yield self._progress(lanes, self._bound(lanes))
+            self._observe(lane, lane.job)
+        yield self._progress(lanes, self._left(lanes))
         for failure in report.failed:
             self.in_lanes.pop(failure.job, None)
             yield self._done(Outcome(self.tasks[failure.job], error=str(failure.error)))
         for lane in report.finished:
             if self.perceptual is not None and not report.interrupted:
                 yield from self._past_stop(lane)
-            yield self._done(self._finish(lane))
+            yield from self._take(lane)
+        if report.interrupted:
+            for index in [job for job, photo in self.in_lanes.items() if photo.starts]:
+                yield self._done(self._finish(index))
         for lane in report.running:
             self._save_if_due(lane)
         if report.finished or report.failed:
             yield self._progress([], 0.0)
 
-    def _note_progress(self, lane: engine.LaneReport, report: engine.Report) -> None:
-        photo = self.in_lanes[lane.job]
+    def _take(self, lane: engine.LaneReport) -> Iterator[Outcome]:
+        """Take a start into its photo, and finish the photo if it was the last one."""
+        task, photo = self.tasks[lane.job], self.in_lanes[lane.job]
+        photo.add(lane, self._budget(task))
+        if len(photo.starts) == self.config.num_starts and photo.complete:
+            yield self._done(self._finish(lane.job))
+        elif self.options.save_every:
+            self._save_state(lane)
+
+    def _note_times(self, job: int, report: engine.Report) -> None:
+        photo = self.in_lanes[job]
         photo.num_iterations += report.iterations
         photo.seconds += report.seconds
+        photo.look_seconds += report.look_seconds
         photo.compile_seconds += report.compile_seconds
-        self._observe(lane, lane.job)
 
-    def _progress(self, lanes: list[engine.LaneReport], bound: float) -> Progress:
-        return Progress(lanes, self.num_done, self.pace, bound)
+    def _progress(self, lanes: list[engine.LaneReport], left: float) -> Progress:
+        starts_done = len(self.in_lanes[lanes[0].job].starts) if lanes else 0
+        return Progress(lanes, self.num_done, starts_done, self.pace, left)
 
-    def _bound(self, lanes: Sequence[engine.LaneReport]) -> float:
-        """Return the seconds that the rest takes at most, by the areas of canvases."""
+    def _left(self, lanes: Sequence[engine.LaneReport]) -> float:
+        """Return the seconds that the rest takes, by the areas of canvases."""
         if not lanes:
             return 0.0
         areas = [math.prod(task.placement.canvas) for task in self.tasks]
-        started = {lane.job for lane in lanes}
+        budgets = [self._budget(task) * self.iterates for task in self.tasks]
+        in_lanes = sum(areas[lane.job] for lane in lanes)
+        # Before any iteration was timed, it is taken for so many looks.
+        known = math.isfinite(self.pace)
+        pace = self.pace if known else GRADIENT_COST * self.look_pace * len(lanes)
+        looks = iterations = 0.0  # times areas
+
+        def add(job: int, starts: int) -> None:
+            nonlocal looks, iterations
+            looks += starts * areas[job]
+            iterations += starts * budgets[job] * areas[job]
+
+        started = {lane.job for lane in lanes} | set(self.in_lanes)
+        for job in started:
+            done = len(self.in_lanes[job].starts) + sum(n.job == job for n in lanes)
+            add(job, self.config.num_starts - done)
+        for lane in lanes:
+            left = max(budgets[lane.job] - lane.iteration - 1, 0)
+            iterations += left * areas[lane.job]
         # Photos are taken canvas by canvas, so which ones wait is not told by their
         # index.
         waiting = len(self.tasks) - self.num_done - len(started)
-        most = max(areas) if waiting else 0
-        budget = self.config.max_iterations
-        left = sum((budget - lane.iteration - 1) * areas[lane.job] for lane in lanes)
-        left += waiting * budget * most
-        return self.pace * left / sum(areas[job] for job in started)
+        add(int(np.argmax(areas)), waiting * self.config.num_starts)
+        seconds = pace * iterations if iterations else 0.0
+        return (seconds + self.look_pace * len(lanes) * looks) / in_lanes
 
     def _save_if_due(self, lane: engine.LaneReport) -> None:
         photo, done = self.in_lanes[lane.job], lane.iteration + 1
-        if done - photo.last_saved >= self.options.save_every > 0:
-            photo.last_saved = done
+        saved = photo.last_saved.get(lane.start, 0)
+        if done - saved >= self.options.save_every > 0:
+            photo.last_saved[lane.start] = done
             self._save_state(lane)
 
     # After: the answer, its file and its record.
 
-    def _finish(self, lane: engine.LaneReport) -> Outcome:
+    def _finish(self, index: int) -> Outcome:
         """Write a restored photo and its record."""
-        task, photo = self.tasks[lane.job], self.in_lanes.pop(lane.job)
-        answer = lane.restoration()
-        complete = record.is_complete(answer, self.config)
-        if self.options.save_every and not complete:
-            self._save_state(lane)
-        restored = sizing.resize(np.asarray(answer.image), task.size)
-        content = self._record(task, photo, answer, restored, complete)
+        task, photo = self.tasks[index], self.in_lanes.pop(index)
+        complete = photo.complete and len(photo.starts) == self.config.num_starts
+        restored = sizing.resize(photo.image(), task.size)
+        content = self._record(task, photo, restored, complete)
         try:
             data = self._write(task, photo.photo, restored, content)
         except (ImageError, OSError) as error:
             return Outcome(task, error=str(error))
         if complete and not task.to_stdout:
-            storage.remove(task.state_path)
+            for start in range(self.config.num_starts):
+                storage.remove(task.state_path(start))
         return Outcome(task, content, data=data)
 
     def _done(self, outcome: Outcome) -> Outcome:
@@ -268,7 +346,8 @@ class _Run:
 
     def _save_state(self, lane: engine.LaneReport) -> None:
         task = self.tasks[lane.job]
-        resume.save(task.state_path, lane.snapshot(), self._state_digest(task))
+        path = task.state_path(lane.start)
+        resume.save(path, lane.snapshot(), self._state_digest(task))
 
     def _state_digest(self, task: Task) -> str:
         return f"{self.digest}-{task.sha256}"
@@ -277,17 +356,17 @@ class _Run:
         self,
         task: Task,
         photo: _PhotoInLane,
-        answer: Restoration,
         restored: np.ndarray,
         complete: bool,
     ) -> dict[str, Any]:
         """Return the record of a restoration as JSON-ready values."""
-        mode = task.placement.mode
+        mode, first = task.placement.mode, photo.starts[0]
         change = record.change(photo.photo.rgb, restored)
-        codes = record.warnings(answer, self.config, change, mode)
+        codes = record.warnings(photo.starts, complete, change, mode, photo.damage)
         timing = {
             "compile_s": photo.compile_seconds,
             "total_s": time.perf_counter() - photo.began,
+            "look_s": photo.look_seconds,
             "s_per_iter": photo.seconds / max(photo.num_iterations, 1),
         }
         return {
@@ -308,9 +387,11 @@ class _Run:
             "config_hash": self.digest,
             "seed": self.options.seed,
             "resumed_from": photo.resumed_from or None,
-            "stop": record.stop(answer, self.config),
-            "curves": record.curves(answer),
-            "metrics": self._scores(photo, restored),
+            "stop": record.stop(first, self._budget(task)),
+            "curves": record.curves(first),
+            "work": record.restored_by(photo.starts, self.config),
+            "found": record.found(photo.damage, ensemble.deviation(photo.mean)),
+            "metrics": self._scores(photo, restored, self._budget(task)),
             "change": change,
             "warnings": [*codes, *photo.photo.warnings],
             "timing": record.rounded(timing),
@@ -322,31 +403,37 @@ class _Run:
 
     def _past_stop(self, lane: engine.LaneReport) -> Iterator[Progress]:
         """Go on past the stop, only to learn what the best stop would have been."""
-        job, photo = self.jobs[lane.job], self.in_lanes[lane.job]
-        y = sizing.resize(photo.photo.rgb, job.size)
+        job, y = self.jobs[lane.job], self.in_lanes[lane.job].y
         job = job._replace(load=lambda: y)  # the job's own reads it again
         ahead = reference.past_stop(
-            self.prior, job, lane.snapshot(), self.config, should_stop=self.should_stop
+            self.prior,
+            job,
+            lane.snapshot(),
+            self.config,
+            lane.start,
+            should_stop=self.should_stop,
         )
         for later in ahead:
             later = later._replace(job=lane.job)
             self._observe(later, lane.job)
-            left = self.config.max_iterations - later.iteration - 1
-            yield self._progress([later], left * self.pace)
+            yield self._progress([later], self._left([later]))
 
     def _observe(self, lane: engine.LaneReport, index: int) -> None:
         """Show an iteration's image, which at the stop may not be the answer."""
         task, comparison = self.tasks[index], self.in_lanes[index].comparison
         if comparison is not None:
             latest = reference.latest_image(lane.snapshot(), task.placement.size)
-            comparison.observe(lane.iteration, sizing.resize(latest, task.size))
+            image = sizing.resize(latest, task.size)
+            comparison.observe(lane.iteration, image, lane.start)
 
-    def _scores(self, photo: _PhotoInLane, restored: np.ndarray) -> dict[str, Any]:
+    def _scores(
+        self, photo: _PhotoInLane, restored: np.ndarray, budget: int
+    ) -> dict[str, Any]:
         """Return the scores before and after, and the best stop's; None if unknown."""
         names = reference.score_names(self.options.lpips)
         scores: dict[str, float | None] = dict.fromkeys(names)
         missing = None
         if self.perceptual is not None and photo.comparison is not None:
-            scores = photo.comparison.scores(restored, self.config.max_iterations)
+            scores = photo.comparison.scores(restored, budget, self.config.num_starts)
             missing = self.perceptual.missing or None
         return record.scores(scores, missing)

@@ -22,6 +22,8 @@ from diip_jax.photos import record
 from diip_jax.photos.run import Outcome, Progress
 
 SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_TICKS = 1
+WORTH_TELLING = 20  # seconds
 EXIT_INTERRUPTED = 130
 REASONS = {
     "high_frequency": "stopped before the noise came in",
@@ -38,6 +40,7 @@ WARNINGS = {
     "scaled_down": "the photo was scaled down to the prior's size and up again; "
     "--size_mode tile keeps its detail",
     "colour_shift": "the mean colour moved by more than 2 %",
+    "nothing_found": "found nothing to restore; the picture is almost as it was",
 }
 
 
@@ -137,10 +140,19 @@ class Terminal:
 
 
 def _summary(content: Mapping[str, Any]) -> str:
-    stop, seconds = content["stop"], content["timing"]["total_s"]
+    stop, seconds, work = content["stop"], content["timing"]["total_s"], content["work"]
+    if content["found"]["damage"] is None and work["num_starts"] == 1:
+        return (
+            f"{REASONS[stop['reason']]}, after {stop['at'] + 1} iterations; the "
+            f"picture is that of iteration {stop['returned']}; {seconds:.1f} s"
+        )
+    damage, most = content["found"]["damage"], max(work["iterations"])
+    found = "" if damage is None else f"damage of {100 * damage:.1f} % of the range; "
+    how = f"with up to {most} iterations each" if most else "without an iteration"
+    interrupted = "interrupted; " if content["status"] == "interrupted" else ""
     return (
-        f"{REASONS[stop['reason']]}, after {stop['at'] + 1} iterations; the picture is "
-        f"that of iteration {stop['returned']}; {seconds:.1f} s"
+        f"{found}mean of {work['num_starts']} start(s) {how}; {interrupted}"
+        f"{seconds:.1f} s"
     )
 
 
@@ -189,7 +201,11 @@ class Meter:
         self._many, self._config, self._quiet = num_photos > 1, config, quiet
         self._began, self._pause = time.monotonic(), seconds_between_lines
         self._due = self._began + self._pause
+        self._by_start = config.num_starts > 1
         self._total = num_photos if self._many else config.max_iterations
+        if self._by_start and not self._many:
+            self._total = config.num_starts
+        self._told = False  # how long it takes
         self._bar = tqdm(
             total=self._total,
             disable=quiet or not sys.stderr.isatty(),
@@ -198,12 +214,24 @@ class Meter:
             bar_format="{n_fmt}/{total_fmt} |{bar:6}| {elapsed}{postfix}",
         )
         self._bar.set_postfix_str("compiling")
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Meter":
+        if not self._bar.disable:
+            self._clock.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._clock.is_alive():
+            self._clock.join()
         self._bar.close()
+
+    def _tick(self) -> None:
+        """Let the bar's clock run: one evaluation of a large photo takes a while."""
+        while not self._over.wait(SECONDS_BETWEEN_TICKS):
+            self._bar.refresh()
 
     def show(self, progress: Progress) -> None:
         """Tell where a run stands."""
@@ -212,18 +240,32 @@ class Meter:
         if not progress.lanes:
             self._bar.refresh()
             return
+        if not self._told and not self._quiet and progress.left > WORTH_TELLING:
+            left = tqdm.format_interval(progress.left)
+            write_line(f"about {left} left; Ctrl-C gives what is there")
+        self._told = True
         text = self._of_folder(progress) if self._many else self._of_photo(progress)
         if not self._many:
-            self._bar.n = progress.lanes[0].iteration + 1
+            done = sum(lane.start == progress.lanes[0].start for lane in progress.lanes)
+            running = len(progress.lanes) if self._by_start else 0
+            iterations = progress.lanes[0].iteration + done
+            self._bar.n = progress.starts_done + running if running else iterations
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
         elif not self._quiet and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._pause
-            unit = "photos" if self._many else "iterations at most"
+            alone = "starts" if self._by_start else "iterations at most"
+            unit = "photos" if self._many else alone
             write_line(f"{self._bar.n} of {self._total} {unit}: {text}")
 
     def _of_photo(self, progress: Progress) -> str:
         lane = progress.lanes[0]
+        if self._by_start:
+            left = tqdm.format_interval(progress.left)
+            return (
+                f"loss {lane.loss:.4f} after {lane.iteration} iterations, about "
+                f"{left} left"
+            )
         return (
             f"loss {lane.loss:.4f}, decrease {lane.decrease:.1e} (epsilon "
             f"{self._config.epsilon:.0e}), {progress.seconds_per_iteration:.2g} s/it, "
@@ -234,8 +276,8 @@ class Meter:
         elapsed = time.monotonic() - self._began
         pace = f"{elapsed / progress.num_done:.1f}" if progress.num_done else "?"
         return (
-            f"{len(progress.lanes)} lanes busy, {pace} s/photo, at most "
-            f"{tqdm.format_interval(progress.bound)} left"
+            f"{len(progress.lanes)} lanes busy, {pace} s/photo, about "
+            f"{tqdm.format_interval(progress.left)} left"
         )
 
 

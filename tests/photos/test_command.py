@@ -39,6 +39,8 @@ def done(task, status="ok"):
             "timing": {"total_s": 1.5},
             "warnings": [],
             "metrics": {},
+            "found": {"damage": None},
+            "work": {"num_starts": 1, "iterations": [8]},
         },
     )
 
@@ -53,6 +55,9 @@ def test_settings_are_the_preset_with_changes(tiny_prior):
     config = command.settings(tiny_prior, "prior", {"num_steps": 7, "k_min": 9})
     expected = seeded.PRESET.replace(num_steps=7, k_min=9, tile=512, tile_overlap=128)
     assert config == expected
+    for name, starts in (("quick", 1), ("default", 1), ("best", 4)):  # the prior has 1
+        config = command.settings(tiny_prior, name, {}, size_mode="native")
+        assert config == seeded.PRESET.replace(num_starts=starts)
     config = command.settings(tiny_prior, "paper", {}, size_mode="native")
     assert config == PAPER
     with pytest.raises(ValueError, match="tile is 15"):
@@ -105,3 +110,22 @@ def test_many_photos_take_a_folder_of_clean_ones(tiny_prior, tmp_path):
     options = dataclasses.replace(ONE, reference=source)
     with pytest.raises(plan.UsageError, match="a.png is no folder"):
         run(tiny_prior, tmp_path / "in", options=options)
+
+
+def test_a_deadline_gives_what_is_there_and_is_no_interruption(
+    tiny_prior, tmp_path, monkeypatch
+):
+    told = []
+
+    def restore_photos(prior, tasks, config, options, *, should_stop):
+        told.append(should_stop())
+        return iter([done(task, status="interrupted") for task in tasks])
+
+    monkeypatch.setattr(command, "restore_photos", restore_photos)
+    source = save(tmp_path / "x.png")
+    summary = run(tiny_prior, source, max_minutes=0.0)
+    assert told == [True]
+    assert summary == command.Summary(num_done=1, num_failed=0, interrupted=False)
+    summary = run(tiny_prior, source, max_minutes=60.0)
+    assert told == [True, False]
+    assert summary.interrupted  # somebody else stopped it

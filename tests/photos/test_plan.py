@@ -164,7 +164,8 @@ def test_a_task_names_its_files(tiny_prior, tmp_path):
     assert not task.to_stdout
     assert task.output == tmp_path / "out" / "y.webp"
     assert task.record_path == tmp_path / "out" / "y.json"
-    assert task.state_path == tmp_path / "out" / ".y.webp.state"
+    assert task.state_path() == tmp_path / "out" / ".y.webp.state"
+    assert task.state_path(3) == tmp_path / "out" / ".y.webp.3.state"
     assert task.reference is None
 
 

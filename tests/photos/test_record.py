@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diip_jax.config import DEFAULT, PAPER
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import ImageError
 from diip_jax.photos import record
 from helpers import seeded
 
-CONFIG = seeded.PRESET.replace(max_iterations=12)
+BUDGET = 12
+CONFIG = seeded.PRESET.replace(max_iterations=BUDGET)
 
 
 def restoration(**changes):
@@ -35,12 +37,13 @@ def restoration(**changes):
         "decreases": np.where(np.arange(12) == 0, np.nan, trace),
         "sharpnesses": trace,
         "z": np.zeros((8, 8, 3), np.float32),
+        "uncertainty": np.zeros((8, 8, 3), np.float32),
     }
     return Restoration(**(fields | changes))
 
 
 def test_stop():
-    assert record.stop(restoration(), CONFIG) == {
+    assert record.stop(restoration(), BUDGET) == {
         "reason": "high_frequency",
         "criterion": "H",
         "at": 3,
@@ -63,26 +66,58 @@ def test_stop():
 )
 def test_every_way_to_end(reason, done, expected, letter, warning):
     answer = restoration(reason=np.int32(reason), num_iterations=np.int32(done))
-    stop = record.stop(answer, CONFIG)
+    stop = record.stop(answer, BUDGET)
     assert (stop["reason"], stop["criterion"]) == (expected, letter)
     calm = {"mean_rgb": [0.0, 0.0, 0.0]}
-    codes = record.warnings(answer, CONFIG, calm, "native")
+    complete = record.is_complete(answer, BUDGET)
+    assert complete is (expected != "interrupted")
+    codes = record.warnings([answer], complete, calm, "native", None)
     assert codes == ([] if warning is None else [warning])
-    assert record.is_complete(answer, CONFIG) is (expected != "interrupted")
 
 
 @pytest.mark.parametrize(
-    ("changes", "mean_rgb", "mode", "expected"),
+    ("changes", "mean_rgb", "mode", "damage", "expected"),
     [
-        ({"no_peak": np.bool_(True)}, [0.0, 0.0, 0.0], "native", ["no_peak"]),
-        ({}, [0.0, -0.021, 0.0], "tile", ["colour_shift"]),
-        ({}, [0.019, 0.0, None], "tile", []),
-        ({}, [0.0, 0.0, 0.0], "fit", ["scaled_down"]),
+        ({"no_peak": np.bool_(True)}, [0.0, 0.0, 0.0], "native", None, ["no_peak"]),
+        ({}, [0.0, -0.021, 0.0], "tile", None, ["colour_shift"]),
+        ({}, [0.019, 0.0, None], "tile", None, []),
+        ({}, [0.0, 0.0, 0.0], "fit", None, ["scaled_down"]),
+        ({}, [0.0, 0.0, 0.0], "tile", 0.009**2, ["nothing_found"]),
+        ({}, [0.0, 0.0, 0.0], "tile", 0.011**2, []),
+        # A matched start may end at its budget: it is settled all the same.
+        ({"reason": np.int32(0)}, [0.0, 0.0, 0.0], "tile", 0.1, []),
     ],
 )
-def test_warnings(changes, mean_rgb, mode, expected):
-    change = {"mean_rgb": mean_rgb}
-    assert record.warnings(restoration(**changes), CONFIG, change, mode) == expected
+def test_warnings(changes, mean_rgb, mode, damage, expected):
+    change, starts = {"mean_rgb": mean_rgb}, [restoration(), restoration(**changes)]
+    assert record.warnings(starts, True, change, mode, damage) == expected
+
+
+def test_the_work_of_starts_is_counted():
+    """A look at the photo, one at each start, and the iterations with a gradient."""
+    starts = [restoration(num_iterations=np.int32(n)) for n in (0, 2, 3)]
+    config = DEFAULT.replace(num_steps=2, num_starts=3)
+    assert record.restored_by(starts, config) == {
+        "num_starts": 3,
+        "iterations": [0, 2, 3],
+        "evaluations": 7,
+        "evaluations_with_gradient": 10,
+    }
+    assert record.restored_by(starts[1:2], PAPER)["evaluations"] == 0
+
+
+def test_what_was_found_is_in_the_range_of_the_photo():
+    found = record.found(0.04, np.full((2, 2, 3), 0.3))
+    assert found == {"damage": 0.1, "uncertainty": 0.3}
+    assert record.found(None, np.zeros((2, 2, 3)))["damage"] is None
+
+
+def test_a_first_look_alone_leaves_its_loss():
+    looked = np.full(12, np.nan, np.float32)
+    looked[0] = 0.5
+    answer = restoration(num_iterations=np.int32(0), losses=looked)
+    assert record.curves(answer)["loss"] == [0.5]
+    assert record.stop(answer, BUDGET)["at"] == 0
 
 
 def test_change():

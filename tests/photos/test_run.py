@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diip_jax import engine, images, metrics
+from diip_jax import engine, images, metrics, restore
+from diip_jax.config import DEFAULT
 from diip_jax.photos import find, plan, record, run, sizing
 from diip_jax.photos.plan import Options
 from diip_jax.photos.run import Outcome, Progress
@@ -45,7 +46,7 @@ def test_a_file_holds_what_the_engine_gives(tiny_prior, tmp_path):
     assert content["schema"] == "diip.result/1"
     assert content["status"] == "ok"
     assert content["input"]["sha256"] == record.sha256(tmp_path / "x.png")
-    assert content["stop"] == record.stop(answer, CONFIG)
+    assert content["stop"] == record.stop(answer, CONFIG.max_iterations)
     assert content["curves"] == record.curves(answer)
     assert content["model"]["licence"] == "Apache-2.0"
     assert content["config"]["size_mode"] == "native"
@@ -376,7 +377,7 @@ def test_finished_photos_without_scores_are_done_again_for_them(tiny_prior, tmp_
         restored(tiny_prior, decided.tasks, options=settings)
 
 
-def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
+def test_what_is_left_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
     monkeypatch.setattr(run._Run, "_chunk", lambda *_: 3)
     config = LONG
     for n in range(2):
@@ -384,6 +385,85 @@ def test_the_bound_shrinks_to_nothing(tiny_prior, tmp_path, monkeypatch):
     options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
     decided = planned(tiny_prior, [tmp_path / "in"], config, options)
     _, progress = restored(tiny_prior, decided.tasks, config, options)
-    left = [p.bound / p.seconds_per_iteration for p in progress if p.lanes]
+    left = [p.left / p.seconds_per_iteration for p in progress if p.lanes]
     # Two photos of 12 iterations each, one lane, three at a time.
     assert left == pytest.approx([21, 18, 15, 12, 9, 6, 3, 0])
+
+
+# Several starts of one photo.
+
+# Told that there is next to no damage, every start iterates to its budget.
+STARTS = DEFAULT.replace(
+    num_starts=4, max_iterations=3, noise_level=0.001, start_noise=0.2
+)
+
+
+def test_a_photo_is_the_mean_of_its_starts(tiny_prior, tmp_path):
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], STARTS)
+    (outcome,), progress = restored(tiny_prior, decided.tasks, STARTS)
+    y = images.read(tmp_path / "x.png").rgb
+    key = plan.key(0, Path("x.png"))
+    answer = jax.jit(restore)(tiny_prior, y, key, STARTS)
+    written = images.read(tmp_path / "x_diip.png").rgb
+    assert np.abs(written - answer.image).max() <= 0.51 / 255  # rounding
+    assert outcome.record["work"] == {
+        "num_starts": 4,
+        "iterations": [3, 3, 3, 3],
+        "evaluations": 5,
+        "evaluations_with_gradient": 12,
+    }
+    assert outcome.record["status"] == "ok"
+    spread = np.sqrt(np.mean(np.square(answer.uncertainty)))
+    assert outcome.record["found"]["uncertainty"] == pytest.approx(spread, rel=1e-3)
+    assert outcome.record["found"]["damage"] == pytest.approx(0.001, rel=1e-3)
+    assert progress[-2].left >= 0
+
+
+def test_an_interrupted_photo_is_the_mean_of_the_starts_so_far(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, save_every=100)
+    decided = planned(tiny_prior, [save(tmp_path / "x.png")], STARTS, options)
+    asked = iter([False, False, True])  # one start, one lane, a chunk each
+
+    def run_once(should_stop):
+        (outcome,), _ = restored(
+            tiny_prior, decided.tasks, STARTS, options, should_stop=should_stop
+        )
+        return outcome.record
+
+    first = run_once(lambda: next(asked))
+    assert first["status"] == "interrupted"
+    assert 1 <= first["work"]["num_starts"] < 4
+    states = {p.name for p in tmp_path.glob(".*.state")}
+    assert len(states) == first["work"]["num_starts"]
+
+    second = run_once(lambda: False)  # goes on: nothing done is lost
+    assert second["status"] == "ok"
+    assert second["work"]["num_starts"] == 4
+    assert second["resumed_from"] > 0
+    assert not list(tmp_path.glob(".*.state"))
+    y = images.read(tmp_path / "x.png").rgb
+    answer = jax.jit(restore)(tiny_prior, y, plan.key(0, Path("x.png")), STARTS)
+    written = images.read(tmp_path / "x_diip.png").rgb
+    assert np.abs(written - answer.image).max() <= 1.01 / 255  # a value halfway
+
+
+def test_the_best_stop_of_starts_is_that_of_their_mean(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    clean = save(tmp_path / "clean" / "x.png", seeded.image(*SIZE, 5))
+    options = dataclasses.replace(ONE, reference=clean)
+    # All of y is damage: the first look is enough, and the best stop is looked for.
+    config = STARTS.replace(noise_level=1.0)
+    decided = planned(tiny_prior, [source], config, options)
+    (outcome,), _ = restored(tiny_prior, decided.tasks, config, options)
+    scores, truth = outcome.record["metrics"], images.read(clean).rgb
+    y = images.read(source).rgb
+    never = config.replace(criterion="never")
+    means = np.zeros((3, *y.shape), np.float32)
+    job = engine.Job(SIZE, lambda: y, plan.key(0, Path("x.png")))
+    for report in engine.run(tiny_prior, [job], never, chunk=1):
+        for lane in [*report.running, *report.finished]:
+            means[lane.iteration] += lane.restoration().image / 4
+    psnrs = [metrics.psnr(truth, np.rint(255 * mean) / 255) for mean in means]
+    assert scores["oracle_iteration"] == int(np.argmax(psnrs))
+    assert scores["oracle_psnr"] == pytest.approx(max(psnrs), abs=0.01)
+    assert outcome.record["work"]["evaluations_with_gradient"] == 0

@@ -5,6 +5,7 @@ What a bar must say is written out here; the run behind it is made up.
 
 import io
 import re
+import threading
 import types
 
 import pytest
@@ -42,12 +43,12 @@ def lane(job=0, iteration=6):
     def unused():
         raise AssertionError("a bar needs no picture")
 
-    return LaneReport(job, iteration, 0.25, 0.0124, 123.4, unused, unused)
+    return LaneReport(job, 0, iteration, 0.25, 0.0124, 123.4, None, unused, unused)
 
 
 def test_one_photo(terminal):
     with console.Meter(1, CONFIG, quiet=False) as meter:
-        meter.show(Progress([lane()], 0, 0.125, 4.0))
+        meter.show(Progress([lane()], 0, 0, 0.125, 4.0))
     drawn = terminal.lines()
     assert any(d.startswith("0/40") and "compiling" in d for d in drawn)
     last = drawn[-1]
@@ -56,19 +57,40 @@ def test_one_photo(terminal):
     assert said in last
 
 
+def test_one_photo_of_several_starts(terminal):
+    config = CONFIG.replace(num_starts=4)
+    with console.Meter(1, config, quiet=False) as meter:
+        meter.show(Progress([lane()], 0, 1, 0.125, 65.0))
+        meter.show(Progress([lane()], 0, 2, 0.125, 4.0))
+    drawn = terminal.lines()
+    told = [line for line in drawn if "Ctrl-C gives what is there" in line]
+    assert len(told) == 1  # once, before the minutes that it takes
+    assert "about 01:05 left" in told[0]
+    assert drawn[-1].startswith("3/4")
+    assert "loss 0.2500 after 6 iterations, about 00:04 left" in drawn[-1]
+
+
+def test_the_clock_runs_between_two_reports(terminal, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_TICKS", 0.01)
+    ticks = threading.Event()
+    with console.Meter(1, CONFIG, quiet=False) as meter:
+        monkeypatch.setattr(meter._bar, "refresh", lambda: ticks.set())
+        assert ticks.wait(30)
+
+
 def test_a_folder(terminal):
     with console.Meter(3, CONFIG, quiet=False) as meter:
-        meter.show(Progress([lane(0), lane(1)], 0, 0.125, 3725.0))
-        meter.show(Progress([], 2, 0.125, 0.0))
-        meter.show(Progress([lane(2)], 2, 0.125, 59.0))
-        meter.show(Progress([], 3, 0.125, 0.0))
+        meter.show(Progress([lane(0), lane(1)], 0, 0, 0.125, 3725.0))
+        meter.show(Progress([], 2, 0, 0.125, 0.0))
+        meter.show(Progress([lane(2)], 2, 0, 0.125, 59.0))
+        meter.show(Progress([], 3, 0, 0.125, 0.0))
     drawn = terminal.lines()
     assert any(
         d.startswith("0/3") and "2 lanes busy" in d and "1:02:05 left" in d
         for d in drawn
     )
     assert any(
-        re.match(r"2/3 .* 1 lanes busy, \d+\.\d s/photo, at most 00:59 left", d)
+        re.match(r"2/3 .* 1 lanes busy, \d+\.\d s/photo, about 00:59 left", d)
         for d in drawn
     )
     assert drawn[-1].startswith("3/3")
@@ -76,7 +98,7 @@ def test_a_folder(terminal):
 
 def test_a_line_goes_above_the_bar(terminal):
     with console.Meter(1, CONFIG, quiet=False) as meter:
-        meter.show(Progress([lane()], 0, 0.125, 4.0))
+        meter.show(Progress([lane()], 0, 0, 0.125, 4.0))
         console.write_line("a line")
     drawn = terminal.lines()
     assert "a line" in drawn
@@ -86,7 +108,7 @@ def test_a_line_goes_above_the_bar(terminal):
 def test_quiet_draws_nothing(terminal, monkeypatch):
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     with console.Meter(1, CONFIG, quiet=True) as meter:
-        meter.show(Progress([lane()], 0, 0.125, 4.0))
+        meter.show(Progress([lane()], 0, 0, 0.125, 4.0))
     assert terminal.getvalue() == ""
 
 
@@ -97,7 +119,7 @@ def test_lines_off_a_terminal_come_now_and_then(monkeypatch):
     monkeypatch.setattr(console, "sys", types.SimpleNamespace(stderr=stream))
     with console.Meter(1, CONFIG, quiet=False) as meter:
         for iteration in (1, 2, 3, 4):
-            meter.show(Progress([lane(iteration=iteration)], 0, 0.125, 4.0))
+            meter.show(Progress([lane(iteration=iteration)], 0, 0, 0.125, 4.0))
     said = stream.getvalue().splitlines()
     assert [line.split(":")[0] for line in said] == [
         "3 of 40 iterations at most",

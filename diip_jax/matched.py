@@ -1,0 +1,130 @@
+"""Where a restoration starts, and when it has copied enough: both told from y alone.
+
+A matched start is the forward diffusion of y to one timestep, with only the noise that
+y lacks there: z^0 = sqrt(ab) y + sqrt(max(0, (1 - ab) - ab sigma^2)) n. DDNM+ (Wang et
+al., 2023) subtracts the same variance inside a sampler. Damage that is not white noise
+has to be drowned in noise, so the timestep is later than its energy alone would say.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diip_jax import canvas, noise
+from diip_jax.config import DIIPConfig
+from diip_jax.prior import Prior
+from diip_jax.schedule import Schedule
+
+# Noise levels sqrt((1 - ab) / ab) and deviations, all in the prior's range [-1, 1].
+# `benchmarks/tuning.py` shows what each was chosen on.
+LEAST_LEVEL = 0.03  # of a start: what even a clean photo gets
+REFERENCE_LEVEL = 0.08  # where the network is asked what it takes for noise
+CLEAN, COLOURED = 0.55, 0.64  # its answer over that level: clean photos, camera noise
+COLOURED_LEVEL = 0.144  # of a start for the noise of cameras, which is not white
+COLOURED_DEVIATION = 0.04  # of that noise
+WHITE_SHARE = 2.0  # times the white noise: what it adds to the answer, at most
+BLOCK_LEVEL = 5.0  # of a start, times the height of JPEG's steps
+BLOCK_DEVIATION = 1.5  # of JPEG's damage, times that height
+PERCENTILE = 0.9  # of the noise map: most pixels must lack noise, not have too much
+
+
+class Start(NamedTuple):
+    """What y says of its own restoration, computed once per image.
+
+    Attributes:
+        noise: standard deviation of its white noise, (H, W, 1) in the prior's range;
+            None once the starts are drawn.
+        timesteps: of g, in the order of sampling, (num_steps,) int32.
+        energy: mean square of the damage: at this loss the rest of y is damage.
+    """
+
+    noise: jax.Array | None
+    timesteps: jax.Array
+    energy: jax.Array
+
+
+def is_needed(config: DIIPConfig) -> bool:
+    """Tell whether a restoration with these settings asks what y says."""
+    return config.start == "matched" or config.criterion == "discrepancy"
+
+
+def look(prior: Prior, y: jax.Array, config: DIIPConfig) -> Start:
+    """Look at a picture before its restoration; one evaluation of the network.
+
+    Args:
+        prior: the frozen model.
+        y: degraded image on its canvas, (H, W, 3) in [-1, 1].
+        config: the settings.
+    """
+    if config.noise_level is None:
+        deviation, blocks = noise.noise_map(y), noise.blockiness(y)
+        coloured = _coloured_share(prior, y, deviation, config)
+    else:
+        deviation = jnp.full((*y.shape[:2], 1), 2 * config.noise_level, jnp.float32)
+        blocks = coloured = jnp.float32(0)
+    level = config.start_noise
+    if level is None:
+        floor = LEAST_LEVEL + coloured * (COLOURED_LEVEL - LEAST_LEVEL)
+        white = jnp.quantile(deviation, PERCENTILE)
+        level = jnp.maximum(jnp.maximum(white, floor), BLOCK_LEVEL * blocks)
+    others = (COLOURED_DEVIATION * coloured) ** 2 + (BLOCK_DEVIATION * blocks) ** 2
+    first = timestep(prior.card.schedule, level)
+    fractions = jnp.arange(config.num_steps, 0, -1) / config.num_steps
+    return Start(
+        noise=deviation,
+        timesteps=jnp.int32(jnp.round(first * fractions)),
+        energy=jnp.mean(jnp.square(deviation)) + others,
+    )
+
+
+def abstract(prior: Prior, y: jax.Array, config: DIIPConfig) -> Start:
+    """Return something of the structure of what `look` returns."""
+    return Start(y, y, y)
+
+
+def diffuse(
+    start: Start, y: jax.Array, drawn: jax.Array, schedule: Schedule
+) -> jax.Array:
+    """Return z^0: y diffused to the first timestep with the noise that it lacks there.
+
+    Args:
+        start: what y says.
+        y: degraded image on its canvas, (H, W, 3) in [-1, 1].
+        drawn: standard normal noise, (H, W, 3).
+        schedule: of the prior.
+    """
+    assert start.noise is not None  # the starts are not drawn yet
+    alpha_bar = _alphas(schedule)[start.timesteps[0]]
+    missing = jnp.maximum((1 - alpha_bar) - alpha_bar * jnp.square(start.noise), 0)
+    return jnp.sqrt(alpha_bar) * y + jnp.sqrt(missing) * drawn
+
+
+def timestep(schedule: Schedule, level: jax.Array | float) -> jax.Array:
+    """Return the timestep whose noise level is nearest to this one, int32."""
+    levels = jnp.asarray(schedule.noise_levels(), jnp.float32)
+    return jnp.argmin(jnp.abs(levels - level)).astype(jnp.int32)
+
+
+def _coloured_share(
+    prior: Prior, y: jax.Array, white: jax.Array, config: DIIPConfig
+) -> jax.Array:
+    """Return how surely y has noise that is not white: 0 (no) to 1 (yes).
+
+    The noise of a camera went through its demosaicking and looks like texture to any
+    filter. The network knows texture. At a low noise level it takes about half of that
+    level from a clean photo, and more from a noisy one.
+    """
+    at = timestep(prior.card.schedule, REFERENCE_LEVEL)
+    once = config.replace(num_steps=1, gradient="frozen")
+    size = y.shape[0], y.shape[1]
+    generate = canvas.generator(prior, once, size, timesteps=at[None])
+    taken = y - generate(jnp.sqrt(_alphas(prior.card.schedule)[at]) * y)
+    of_white = WHITE_SHARE * jnp.sqrt(jnp.mean(jnp.square(white)))
+    answer = jnp.square(noise.floor_of(taken)) - jnp.square(of_white)
+    ratio = jnp.sqrt(jnp.maximum(answer, 0)) / REFERENCE_LEVEL
+    return jnp.clip((ratio - CLEAN) / (COLOURED - CLEAN), 0, 1)
+
+
+def _alphas(schedule: Schedule) -> jax.Array:
+    return jnp.asarray(schedule.alphas_cumprod(), jnp.float32)
