@@ -7,7 +7,9 @@ DDIM steps. GFLOP of one evaluation of the network is XLA's count for the progra
 before optimisation. Memory is weights and temporaries, as XLA's CPU backend plans them
 for the frozen gradient and for the full one with one step recomputed at a time.
 Seconds are PREDICTIONS: the FLOP of an iteration (frozen: 10 evaluations; full: 10
-forward, 10 again, and 10 backward) over `--flops` per second, nothing measured.
+forward, 10 again, and 10 backward) over `--flops` per second, nothing measured. For a
+whole photo of the default settings the least is their looks, and the most has every
+iteration of every start, an iteration being a forward and two in the backward pass.
 """
 
 import argparse
@@ -22,8 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from checkpoints_convert import registry
-from diip_jax import PAPER, engine
+from diip_jax import PAPER, diip, engine
 from diip_jax import prior as priors
+from diip_jax.config import DEFAULT
 from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 from diip_jax.unets.adm import ADMConfig
@@ -143,6 +146,12 @@ def measure(parameters: int, flops: float) -> dict[str, Any]:
         "frozen_seconds": STEPS * evaluation / flops,
         "full_seconds": 3 * STEPS * evaluation / flops,
     }
+    looks = 1 + DEFAULT.num_starts  # at the photo, and at each start
+    iterations = DEFAULT.num_starts * diip.budget(DEFAULT, (side, side))
+    row["default_seconds"] = looks * evaluation / flops
+    row["default_most_seconds"] = (looks + 3 * iterations) * evaluation / flops
+    tiled = DEFAULT.replace(tile=side)
+    row["default_bytes"] = engine.rough_memory(prior, (side, side), tiled)
     for gradient in ("frozen", "full"):
         config = PAPER.replace(gradient=gradient, num_steps=STEPS, remat="step")
         row[f"{gradient}_bytes"] = engine.memory(prior, (side, side), config)
@@ -162,7 +171,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
 
-    print("weights      size   GFLOP   frozen, GB   full, GB   frozen, s   full, s")
+    print(
+        "weights      size   GFLOP   frozen, GB   full, GB   frozen, s   full, s   "
+        "default, GB   default, s   at most, s"
+    )
     rows = []
     for parameters in ARCHITECTURES:
         if not re.search(flags.rows, str(parameters)):
@@ -173,7 +185,9 @@ def main() -> None:
             f"{parameters / 1e6:5.1f} M {row['size']:9d} "
             f"{row['evaluation_flops'] / 1e9:7.0f} {row['frozen_bytes'] / 1e9:12.2f} "
             f"{row['full_bytes'] / 1e9:10.2f} {row['frozen_seconds']:11.3f} "
-            f"{row['full_seconds']:9.3f}  {row['priors'][0]}",
+            f"{row['full_seconds']:9.3f} {row['default_bytes'] / 1e9:13.2f} "
+            f"{row['default_seconds']:12.3f} {row['default_most_seconds']:12.3f}  "
+            f"{row['priors'][0]}",
             flush=True,
         )
         cases.write(flags.json, rows, flops=flags.flops)

@@ -135,3 +135,19 @@ def recomputes_steps(prior: Prior, config: DIIPConfig, size: tuple[int, int]) ->
     small = features * config.num_steps <= KEPT_FEATURES
     # Windows are recomputed one by one as it is: nothing large is left of a step.
     return not (small or is_tiled(prior, config, size))
+
+
+def attention_weights(architecture: Any, pixels: int) -> int:
+    """Return how many weights the finest attention of a network has; 0 for none known.
+
+    Args:
+        architecture: of a prior's card.
+        pixels: of the canvas or window that the network is given.
+    """
+    factors = getattr(architecture, "attention_factors", ())
+    if not factors:
+        return 0
+    tokens = pixels // min(factors) ** 2
+    level = min(factors).bit_length() - 1
+    channels = int(architecture.num_channels * architecture.channel_mult[level])
+    return architecture.heads(channels) * tokens**2

@@ -27,8 +27,10 @@ from diip_jax.prior import Prior
 from diip_jax.signals import decrease
 
 LARGE_CANVAS = 2**17  # pixels
-# Of `memory`, per feature of the network's first level and per pixel of the canvas.
+# Of `memory`: bytes per feature of the network's first level, per weight of its finest
+# attention, and per pixel of the canvas; without a gradient, and with one.
 LOOK_BYTES, GRADIENT_BYTES, STATE_BYTES = 50, 250, 150
+LOOK_ATTENTION, GRADIENT_ATTENTION = 5, 30
 
 
 class Job(NamedTuple):
@@ -781,7 +783,8 @@ def rough_memory(
 ) -> int:
     """Return about the bytes of `memory`, at once: nothing is compiled.
 
-    By the number of features that a lane's network makes at its first level.
+    By the features that a lane's network makes at its first level, and by the weights
+    of its attention at its finest one.
 
     Args:
         prior: the frozen model.
@@ -790,14 +793,18 @@ def rough_memory(
         num_lanes: images restored at the same time.
     """
     side = canvas.canvas_size(prior, config, *size)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(prior.params))
+    leaves = jax.tree.leaves(prior.params)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     pixels = math.prod(side)
     window = config.tile**2 if canvas.is_tiled(prior, config, side) else pixels
     steps = 1 if canvas.recomputes_steps(prior, config, side) else config.num_steps
-    per_feature = LOOK_BYTES
-    if diip.budget(config, side) > 0:
-        per_feature = GRADIENT_BYTES * (1 if window < pixels else steps)
-    network = window * prior.card.architecture.num_channels * per_feature
+    architecture = prior.card.architecture
+    features = window * architecture.num_channels
+    attention = canvas.attention_weights(architecture, window)
+    network = LOOK_BYTES * features + LOOK_ATTENTION * attention
+    if diip.budget(config, side) > 0 and config.gradient != "frozen":
+        kept = GRADIENT_BYTES * features + GRADIENT_ATTENTION * attention
+        network = kept * (1 if window < pixels else steps)
     return weights + num_lanes * (network + STATE_BYTES * pixels)
 
 

@@ -246,10 +246,9 @@ class Meter:
         self._told = True
         text = self._of_folder(progress) if self._many else self._of_photo(progress)
         if not self._many:
-            done = sum(lane.start == progress.lanes[0].start for lane in progress.lanes)
-            running = len(progress.lanes) if self._by_start else 0
-            iterations = progress.lanes[0].iteration + done
-            self._bar.n = progress.starts_done + running if running else iterations
+            starts = progress.starts_done + len(progress.lanes)
+            iterations = progress.lanes[0].iteration + 1
+            self._bar.n = starts if self._by_start else iterations
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
         elif not self._quiet and time.monotonic() >= self._due:
