@@ -172,7 +172,9 @@ def budget(config: DIIPConfig, size: tuple[int, int]) -> int:
     """Return the iterations that a canvas of this height and width may have."""
     if config.max_work is None or config.criterion != "discrepancy":
         return config.max_iterations
-    return min(config.max_iterations, config.max_work // math.prod(size))
+    affordable = config.max_work // math.prod(size)
+    # One alone would be for nothing: it takes the second to see what the first did.
+    return min(config.max_iterations, affordable) if affordable > 1 else 0
 
 
 def start(

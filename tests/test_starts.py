@@ -107,7 +107,7 @@ def test_a_canvas_too_large_for_an_iteration_has_its_first_look(tiny_prior, y):
 
 
 @pytest.mark.parametrize(
-    ("max_work", "budget"), [(None, 8), (7 * 64, 7), (64, 1), (63, 0)]
+    ("max_work", "budget"), [(None, 8), (7 * 64, 7), (2 * 64, 2), (64, 0)]
 )
 def test_the_budget_is_work_over_pixels(max_work, budget):
     assert diip.budget(DEFAULT.replace(max_work=max_work), (8, 8)) == budget
