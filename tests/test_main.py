@@ -926,7 +926,7 @@ def test_presets(run, tmp_path, monkeypatch):
     plan = json.loads(planned[1])["plan"]
     assert plan["max_unet_calls"] == 1500 * 10  # the budget and the steps of PAPER
     assert plan["memory_bytes"] > 1e6
-    assert "about 5 MB" in run("x.png", "--dry_run")[1]
+    assert "about 4 MB" in run("x.png", "--dry_run")[1]
 
 
 def test_help_and_version_need_no_jax(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from diip_jax import canvas, ddim, restore
 from diip_jax import prior as priors
-from diip_jax.config import DIIPConfig
+from diip_jax.config import DEFAULT, PAPER, DIIPConfig
 from diip_jax.prior import Card, PriorError
 from diip_jax.schedule import Schedule, linear_alphas_cumprod
 from diip_jax.unets.adm import ADMConfig, ADMUNet
@@ -212,12 +212,19 @@ def test_weights_are_arguments_of_the_program(tiny_prior):
 @pytest.mark.parametrize("gradient", ["full", "frozen"])
 @pytest.mark.parametrize("remat", ["auto", "step"])
 def test_program_of_the_bundled_prior_is_small(gradient, remat):
-    if "natural64" not in priors.bundled():
-        pytest.skip("natural64 is not bundled")
     prior = priors.load("natural64")
-    config = prior.card.preset.replace(gradient=gradient, remat=remat)
+    config = PAPER.replace(num_steps=3, gradient=gradient, remat=remat)
     text = lowered_text(prior, config)
     assert len(text) < 1_000_000, f"{len(text)} characters"
+
+
+def test_program_of_the_default_has_no_weights():
+    """It has the network four times: looks at photo and start, and a gradient."""
+    prior = priors.load("natural64")
+    assert prior.card.preset == DEFAULT
+    text = lowered_text(prior, DEFAULT)
+    num_weights = sum(a.size for a in jax.tree.leaves(prior.params))
+    assert len(text) < num_weights, f"{len(text)} characters"  # 8 a weight, if any
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
