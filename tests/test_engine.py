@@ -305,11 +305,10 @@ def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
 
 
 def test_rough_memory_is_no_less_than_the_compiler_s_and_no_dream(tiny_prior):
-    for config in (CONFIG, CONFIG.replace(gradient="full", remat="step")):
-        rough = engine.rough_memory(tiny_prior, (64, 64), config)
-        exact = engine.memory(tiny_prior, (64, 64), config)
-        # Attention of a large canvas is most of the spread; here there is little.
-        assert 0.5 * exact < rough < 4 * exact
+    config = CONFIG.replace(gradient="full", remat="step")
+    rough = engine.rough_memory(tiny_prior, (64, 64), config)
+    exact = engine.memory(tiny_prior, (64, 64), config)
+    assert 0.5 * exact < rough < 4 * exact  # which features are kept differs
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 The partners are single restorations, Python loops over `step`, and closed forms.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diip_jax import ddim, diip, engine, matched, restore
+from diip_jax import ddim, diip, engine, matched, restore, stopping
 from diip_jax.config import DEFAULT, DIIPConfig
 from diip_jax.diip import StopReason
 from diip_jax.schedule import Schedule
@@ -34,15 +36,31 @@ def answer(tiny_prior, y):
     return jax.device_get(jax.jit(restore)(tiny_prior, y, KEY, CONFIG))
 
 
+@functools.cache
+def programs():
+    """Return a start's first look and its step, compiled once for all settings."""
+
+    def begin(prior, y, index, config):
+        place, seen = diip.see(prior, y, config)
+        algorithm = diip.bind(prior, place, config, seen)
+        state = diip.start(place, KEY, config, seen, prior.card.schedule, index)
+        return algorithm.look(state), place, seen
+
+    def step(prior, state, place, seen, config):
+        algorithm = diip.bind(prior, place, config, seen)
+        state = algorithm.step(state)
+        return state, algorithm.should_continue(state)
+
+    return jax.jit(begin), jax.jit(step)
+
+
 def alone(prior, y, index, config=CONFIG):
     """Restore from one start by a Python loop, without `settle`."""
-    canvas_y, seen = diip.see(prior, y, config)
-    algorithm = diip.bind(prior, canvas_y, config, seen)
-    schedule = prior.card.schedule
-    look, step = jax.jit(algorithm.look), jax.jit(algorithm.step)
-    state = look(diip.start(canvas_y, KEY, config, seen, schedule, index))
-    while algorithm.should_continue(state):
-        state = step(state)
+    begin, step = programs()
+    state, place, seen = begin(prior, y, index, config)
+    goes_on = not stopping.detected(state.stopping)
+    while goes_on:
+        state, goes_on = step(prior, state, place, seen, config)
     return diip.result(state, y.shape[:2]), seen
 
 
@@ -79,6 +97,7 @@ def test_the_engine_gives_the_same_from_pairs_of_photo_and_start(tiny_prior, y, 
     )
 
 
+@pytest.mark.slow  # two programs more
 def test_one_start_has_the_key_of_the_image_and_no_extra_axis(tiny_prior, y):
     config = CONFIG.replace(num_starts=1)
     found = jax.jit(restore)(tiny_prior, y, KEY, config)
@@ -128,6 +147,7 @@ def test_settling_ends_at_the_distance_of_the_damage(y, deviation):
     np.testing.assert_array_equal(diip.settle(y, y, 0.0), y)
 
 
+@pytest.mark.slow  # another program of the network
 def test_vmap_over_images_is_one_by_one(tiny_prior, y, answer):
     keys = jnp.stack([KEY, jax.random.key(4)])
     many = jax.jit(jax.vmap(restore, (None, 0, 0, None)))(

@@ -447,6 +447,7 @@ def test_an_interrupted_photo_is_the_mean_of_the_starts_so_far(tiny_prior, tmp_p
     assert np.abs(written - answer.image).max() <= 1.01 / 255  # a value halfway
 
 
+@pytest.mark.slow  # four starts to the end of the budget, twice
 def test_the_best_stop_of_starts_is_that_of_their_mean(tiny_prior, tmp_path):
     source = save(tmp_path / "x.png")
     clean = save(tmp_path / "clean" / "x.png", seeded.image(*SIZE, 5))
