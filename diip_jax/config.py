@@ -78,7 +78,7 @@ class DIIPConfig:
 
 
 PAPER = DIIPConfig()  # Sec. 4; the budget is Sec. 3.3's, 10 steps are BIRD's
-# Ours. Chosen by `benchmarks/tuning.py` on pictures that no table reports.
+# Ours, set on development pictures; `benchmarks/tuning.py` varies what matters in it.
 DEFAULT = DIIPConfig(
     start="matched",
     num_steps=1,

@@ -523,15 +523,16 @@ class _Bucket:
 
     def _report(self, interrupted: bool) -> tuple[list[LaneReport], list[LaneReport]]:
         """Return the running and the finished lanes, and vacate the latter."""
-        alive, now = jax.device_get((self.lanes.alive, _latest_numbers(self.lanes)))
+        damage = diip.known_damage(self.config, self.lanes.seen)
+        alive, now, damage = jax.device_get(
+            (self.lanes.alive, _latest_numbers(self.lanes), damage)
+        )
         running, finished = [], []
         for lane in self._busy():
             owner = self.owners[lane]
             assert owner is not None  # busy
             size = self.jobs[owner.job].size
-            report = _lane_report(self.lanes, now, lane, owner, size)
-            if self.config.criterion != "discrepancy":
-                report = report._replace(damage=None)
+            report = _lane_report(self.lanes, now, damage, lane, owner, size)
             if alive[lane] and not interrupted:
                 running.append(report)
             else:
@@ -601,7 +602,7 @@ def _insert(lanes: Lanes, lane: int, new: Lanes) -> Lanes:
 
 @jax.jit
 def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
-    """Return iteration, loss, decrease, sharpness, damage of each lane, each (L,)."""
+    """Return iteration, loss, decrease and sharpness of each lane, each (L,)."""
     state = lanes.state
     last = jnp.maximum(state.k - 1, 0)[:, None]
     before = jnp.maximum(state.k - 2, 0)[:, None]
@@ -611,13 +612,16 @@ def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
 
     loss, loss_before = at(state.losses, last), at(state.losses, before)
     sharpness = at(state.sharpnesses, last)
-    unknown = jnp.full(len(loss), jnp.nan)
-    damage = unknown if lanes.seen is None else lanes.seen.energy
-    return last[:, 0], loss, decrease(loss_before, loss), sharpness, damage
+    return last[:, 0], loss, decrease(loss_before, loss), sharpness
 
 
 def _lane_report(
-    lanes: Lanes, now: tuple, lane: int, owner: _Owner, size: tuple[int, int]
+    lanes: Lanes,
+    now: tuple,
+    damage: np.ndarray | None,
+    lane: int,
+    owner: _Owner,
+    size: tuple[int, int],
 ) -> LaneReport:
     def restoration() -> diip.Restoration:
         answer = jax.device_get(_result(lanes, lane))
@@ -630,7 +634,7 @@ def _lane_report(
     def snapshot() -> diip.DIIPState:
         return jax.device_get(jax.tree.map(lambda a: a[lane], lanes.state))
 
-    k, loss, decrease, sharpness, damage = (float(number[lane]) for number in now)
+    k, loss, decrease, sharpness = (float(number[lane]) for number in now)
     return LaneReport(
         job=owner.job,
         start=owner.start,
@@ -638,7 +642,7 @@ def _lane_report(
         loss=loss,
         decrease=decrease,
         sharpness=sharpness,
-        damage=None if math.isnan(damage) else damage,
+        damage=None if damage is None else float(damage[lane]),
         restoration=restoration,
         snapshot=snapshot,
     )

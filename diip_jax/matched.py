@@ -17,7 +17,7 @@ from diip_jax.prior import Prior
 from diip_jax.schedule import Schedule
 
 # Noise levels sqrt((1 - ab) / ab) and deviations, all in the prior's range [-1, 1].
-# `benchmarks/tuning.py` shows what each was chosen on.
+# Set by hand on development pictures, with the bundled natural64; docs/paper.md.
 LEAST_LEVEL = 0.03  # of a start: what even a clean photo gets
 REFERENCE_LEVEL = 0.08  # where the network is asked what it takes for noise
 CLEAN, COLOURED = 0.55, 0.64  # its answer over that level: clean photos, camera noise

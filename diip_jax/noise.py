@@ -24,9 +24,7 @@ def white_noise(y: jax.Array) -> jax.Array:
     texture for noise. White noise has half the deviation one level further, where each
     pixel is a mean of four, and texture about the same: two levels tell them apart.
     """
-    finest, coarser = _deviations(y)
-    excess = (TEXTURE * finest) ** 2 - coarser**2
-    return jnp.sqrt(jnp.maximum(excess, 0) / (TEXTURE**2 - 0.25))
+    return _without_texture(*_deviations(y))
 
 
 def noise_map(y: jax.Array) -> jax.Array:
@@ -52,8 +50,8 @@ def noise_map(y: jax.Array) -> jax.Array:
 
     of_bins = coarse.reshape(-1)[bins].mean(axis=1)
     spread = jnp.interp(brightness, of_bins, deviations)[..., None]
-    finest, _ = _deviations(y)
-    return spread * white_noise(y) / _positive(finest)
+    finest, coarser = _deviations(y)
+    return spread * _without_texture(finest, coarser) / _positive(finest)
 
 
 def blockiness(y: jax.Array) -> jax.Array:
@@ -78,6 +76,12 @@ def floor_of(residual: jax.Array) -> jax.Array:
     energy = jnp.square(residual).mean(axis=-1)[: rows * GRID, : columns * GRID]
     blocks = energy.reshape(rows, energy.shape[0] // rows, columns, -1)
     return jnp.sqrt(jnp.quantile(blocks.mean(axis=(1, 3)), 0.25))
+
+
+def _without_texture(finest: jax.Array, coarser: jax.Array) -> jax.Array:
+    """Return the deviation of white noise, of what two Haar levels deviate by."""
+    excess = (TEXTURE * finest) ** 2 - coarser**2
+    return jnp.sqrt(jnp.maximum(excess, 0) / (TEXTURE**2 - 0.25))
 
 
 def _deviations(y: jax.Array) -> tuple[jax.Array, jax.Array]:
