@@ -403,10 +403,12 @@ class _Bucket:
     def _empty_lanes(self, num_lanes: int) -> tuple[list[_Owner | None], Lanes]:
         """Return empty lanes, a multiple of the number of devices, and no owners."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
-        lanes = _empty(self.size, self.config, count)
+        shapes = _abstract_lanes(self.size, self.config, count)
+        # Zeros of the host: those of the device would be a program to compile.
+        lanes = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
         # Committed to their device, as what a cached trace returns is: otherwise the
         # second chunk would be compiled again.
-        return [None] * count, jax.device_put(lanes, lanes.alive.sharding)
+        return [None] * count, jax.device_put(lanes, jax.local_devices()[0])
 
     def _refill(self) -> tuple[list[int], list[Failure]]:
         """Put waiting starts into empty lanes; return those lanes, and failed jobs."""
@@ -561,17 +563,21 @@ def _largest_batch(size: tuple[int, int]) -> int:
     return 4 if math.prod(size) <= LARGE_CANVAS else 1
 
 
-@functools.partial(jax.jit, static_argnames=("size", "num_lanes"))
-def _empty(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -> Lanes:
-    """Return lanes without images, for canvases of this size."""
-    blank, seen = jnp.zeros((*size, 3), jnp.float32), None
-    if matched.is_needed(config):
-        seen = matched.Start(
-            None, jnp.zeros(config.num_steps, jnp.int32), jnp.zeros(())
-        )
-    state = diip.start(blank, jax.random.key(0), config)
-    lane = Lanes(blank, state, jnp.bool_(False), seen)
-    return jax.tree.map(lambda a: jnp.repeat(a[None], num_lanes, axis=0), lane)
+def _abstract_lanes(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -> Lanes:
+    """Return shapes and dtypes of lanes for canvases of this size."""
+
+    def lane(config: DIIPConfig) -> Lanes:
+        blank, seen = jnp.zeros((*size, 3), jnp.float32), None
+        if matched.is_needed(config):
+            timesteps = jnp.zeros(config.num_steps, jnp.int32)
+            seen = matched.Start(None, timesteps, jnp.zeros(()))
+        state = diip.start(blank, jax.random.key(0), config)
+        return Lanes(blank, state, jnp.bool_(False), seen)
+
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((num_lanes, *a.shape), a.dtype),
+        jax.eval_shape(lane, config),
+    )
 
 
 _begin = jax.jit(diip.start, static_argnames="schedule")
@@ -772,7 +778,7 @@ def memory(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     lanes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device),
-        jax.eval_shape(lambda c: _empty(side, c, num_lanes), config),
+        _abstract_lanes(side, config, num_lanes),
     )
     program = jitted_advance() if program is None else program
     plan = program.lower(prior, lanes, config, 0, 0).compile().memory_analysis()

@@ -81,7 +81,7 @@ def test_images_stop_at_different_iterations(alone):
     assert all(r.reason == StopReason.HIGH_FREQUENCY for r in alone)
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2])
+@pytest.mark.parametrize("num_lanes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_lanes_with_refill_agree_with_images_alone(tiny_prior, key, alone, num_lanes):
     together = engine.restore_many(
         tiny_prior, images(), key, CONFIG, num_lanes=num_lanes, chunk=7

@@ -104,6 +104,7 @@ def borders_of(side: int, tile: int, overlap: int) -> np.ndarray:
     return np.concatenate([starts[1:], starts[:-1] + tile])
 
 
+@pytest.mark.slow
 def test_a_flat_gradient_has_no_seams():
     prior = load_prior("natural64")
     config = prior.card.preset.replace(

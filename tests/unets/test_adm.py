@@ -141,6 +141,7 @@ def test_random_configurations_match_azula(seed):
     check_parity(config, azula_unet.build(config), x, cotangent)
 
 
+@pytest.mark.slow  # the same for the other family is not
 def test_blocks_recomputed_give_the_same_gradient():
     config, params = seeded.TINY, random_params(seeded.TINY)
     x, cotangent = inputs()
