@@ -1,18 +1,26 @@
 """What the default was chosen by: quality against level, starts and iterations.
 
-    python benchmarks/tuning.py --photos FOLDER --real FOLDER --count 8
+    python benchmarks/tuning.py --photos FOLDER --real FOLDER --count 6 --seeds 3
 
-Three tables for each kind of damage of `photos.py`, means over photos and seeds.
-`level`: PSNR of the first images of four starts, the noise level of the start being
-that which the look chose, times a factor. `starts`: PSNR, SSIM and LPIPS of the mean of
-1 to 16 starts, independent and in pairs of opposite noise. `iterations`: the same of
-four starts, from the first images on. No number is settled by `diip.settle`. Tune on
-the first half of a folder by name; the second half is for reports.
+Tables for each kind of damage of `photos.py`, means over photos and seeds of noise:
+
+- `level`: four starts, the noise level of the start being that which the look chose,
+  times a factor.
+- `two steps`: the same with a g of two DDIM steps, the second at half the timestep.
+- `channels`: four starts, with a noise map for each channel.
+- `starts`: the mean of 1 to 16 starts, independent and in pairs of opposite noise.
+- descents: the mean of a pair of starts at each iteration, for several learning rates,
+  a cosine to 0, and the average of the iterates so far at the default's rate.
+
+All but the descents are first looks. A cell is PSNR in dB, SSIM and LPIPS (alex); no
+image is settled by `diip.settle`. A look is an evaluation of the network without a
+gradient, an iteration one with; the look at y is one more. Tune on the first half of a
+folder by name; the second half is for reports.
 """
 
 import argparse
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +28,42 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import photos
 
-from diip_jax import canvas, diip, load_prior, matched
+from diip_jax import canvas, diip, load_prior, matched, noise
 from diip_jax.compilation import compiler_options
 from diip_jax.config import DEFAULT, DIIPConfig
 from diip_jax.photos import reference
 from diip_jax.prior import Prior
 
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
+TWO_STEPS = (1.0, 1.4, 2.0)  # factors likewise
 NUM_STARTS = (1, 2, 4, 8, 16)
-FEW = 4  # starts of the tables of levels and iterations
+FEW = 4  # starts of all tables but `starts` and descents
 MOST = max(NUM_STARTS)
+PAIR = 2  # starts of a descent
+RATES = (0.003, 0.01, 0.03)
+COSINE = 0.03  # learning rate that a cosine takes to 0
 
 
 @functools.cache
-def jitted_looks() -> Any:
-    """Return g(z^0) of many starts, (MOST, H, W, 3) in [0, 1], as a jitted function."""
+def jitted_looks(count: int) -> Any:
+    """Return g(z^0) of so many starts, (count, H, W, 3), as a jitted function."""
 
     def looks(
-        prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig, paired: bool
+        prior: Prior,
+        y: jax.Array,
+        key: jax.Array,
+        config: DIIPConfig,
+        paired: bool = True,
+        channels: bool = False,
     ) -> jax.Array:
         place, seen = diip.see(prior, y, config)
         assert seen is not None  # the start is matched
+        parts = [noise.noise_map(place[..., i : i + 1]) for i in range(3)]
+        apart = jnp.concatenate(parts, axis=-1)
+        seen = seen._replace(noise=jnp.where(channels, apart, seen.noise))
         generate = canvas.generator(prior, config, place.shape[:2], seen.timesteps)
 
         def one(index: jax.Array) -> jax.Array:
@@ -52,7 +73,7 @@ def jitted_looks() -> Any:
             z = matched.diffuse(seen, place, drawn, prior.card.schedule)
             return canvas.cut(generate(z), (y.shape[0], y.shape[1]))
 
-        return jax.lax.map(one, jnp.arange(MOST))
+        return jax.lax.map(one, jnp.arange(count))
 
     return jax.jit(looks, compiler_options=compiler_options())
 
@@ -70,28 +91,40 @@ def jitted_level() -> Any:
 
 
 @functools.cache
-def jitted_iterations(num_iterations: int) -> Any:
-    """Return the mean of FEW starts at each iteration, (K, H, W, 3) in [0, 1]."""
-    config = DEFAULT.replace(
-        num_starts=FEW, criterion="never", max_iterations=num_iterations
-    )
+def jitted_descent(num_iterations: int) -> Any:
+    """Return the mean of a pair at each iteration, (K, H, W, 3), as a jitted function.
 
-    def iterations(prior: Prior, y: jax.Array, key: jax.Array) -> jax.Array:
-        place, seen = diip.see(prior, y, config)
-        algorithm = diip.bind(prior, place, config, seen)
+    The learning rates are an argument, (K,), one for each iteration.
+    """
+
+    def descent(
+        prior: Prior, y: jax.Array, key: jax.Array, rates: jax.Array
+    ) -> jax.Array:
+        place, seen = diip.see(prior, y, DEFAULT)
+        assert seen is not None  # the start is matched
+        generate = canvas.generator(prior, DEFAULT, place.shape[:2], seen.timesteps)
+        adam = optax.scale_by_adam()
+
+        def energy(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = generate(z)
+            return jnp.mean(jnp.square(x - place)), x
 
         def one(index: jax.Array) -> jax.Array:
-            state = diip.start(place, key, config, seen, prior.card.schedule, index)
+            drawn = diip.start_noise(key, index, place.shape, DEFAULT)
+            z = matched.diffuse(seen, place, drawn, prior.card.schedule)
 
-            def body(state: Any, _: None) -> tuple[Any, jax.Array]:
-                state = algorithm.step(state)
-                return state, canvas.cut(state.x, (y.shape[0], y.shape[1]))
+            def body(carry: Any, rate: jax.Array) -> tuple[Any, jax.Array]:
+                z, moments = carry
+                gradient, x = jax.grad(energy, has_aux=True)(z)
+                direction, moments = adam.update(gradient, moments)
+                x = canvas.cut(x, (y.shape[0], y.shape[1]))
+                return (z - rate * direction, moments), x
 
-            return jax.lax.scan(body, state, length=num_iterations)[1]
+            return jax.lax.scan(body, (z, adam.init(z)), rates)[1]
 
-        return jax.lax.map(one, jnp.arange(FEW)).mean(axis=0)
+        return jax.lax.map(one, jnp.arange(PAIR)).mean(axis=0)
 
-    return jax.jit(iterations, compiler_options=compiler_options())
+    return jax.jit(descent, compiler_options=compiler_options())
 
 
 def scores(
@@ -104,56 +137,97 @@ def scores(
     return [np.nan if value is None else float(value) for value in values]
 
 
-def tables(
-    prior: Prior,
-    problems: Sequence[photos.Problem],
-    perceptual: reference.PerceptualMetric,
-    num_iterations: int,
-) -> dict[str, Any]:
-    """Return the three tables of a task."""
-    config = DEFAULT.replace(num_starts=MOST)
-    level, starts, iterations = [], [], []
-    for i, problem in enumerate(problems):
-        y, key = problem.degraded, jax.random.fold_in(jax.random.key(0), i)
-        score = functools.partial(scores, perceptual, problem)
-        chosen = float(jitted_level()(prior, y))
-        row = []
-        for factor in FACTORS:
-            there = config.replace(start_noise=factor * chosen)
-            images = jitted_looks()(prior, y, key, there, True)
-            row.append(score(images[:FEW].mean(axis=0))[0])
-        level.append([chosen, *row])
-        both = [jitted_looks()(prior, y, key, config, pair) for pair in (False, True)]
-        starts.append(
-            [[score(images[:n].mean(axis=0)) for n in NUM_STARTS] for images in both]
-        )
-        means = jitted_iterations(num_iterations)(prior, y, key)
-        iterations.append([score(image) for image in means])
-    names = ("independent", "paired")
+Score = Callable[[Any], list[float]]
+Table = dict[str, list[float]]  # scores by what varies
+
+
+def level_table(
+    prior: Prior, y: np.ndarray, key: jax.Array, score: Score, num_steps: int
+) -> Table:
+    """Return the scores at levels around the chosen one, by factor."""
+    chosen = float(jitted_level()(prior, y))
+    config, looks = DEFAULT.replace(num_steps=num_steps), jitted_looks(FEW)
+    factors = FACTORS if num_steps == 1 else TWO_STEPS
     return {
-        "level": np.mean(level, axis=0).tolist(),
-        "starts": dict(zip(names, np.mean(starts, axis=0).tolist(), strict=True)),
-        "iterations": np.mean(iterations, axis=0).tolist(),
+        str(factor): score(
+            looks(prior, y, key, config.replace(start_noise=factor * chosen)).mean(0)
+        )
+        for factor in factors
     }
 
 
-def show(task: str, found: dict[str, Any]) -> None:
-    """Print the tables of a task."""
-    chosen, *row = found["level"]
-    levels = zip(FACTORS, row, strict=True)
-    print(f"\n{task}: mean level {chosen:.3f}")
-    print("  level", *(f"x{factor}: {psnr:.2f}" for factor, psnr in levels), sep="  ")
-    for name, values in found["starts"].items():
-        cells = (
-            f"{n}: {psnr:.2f} {ssim:.3f} {lpips:.3f}"
-            for n, (psnr, ssim, lpips) in zip(NUM_STARTS, values, strict=True)
+def start_tables(
+    prior: Prior, y: np.ndarray, key: jax.Array, score: Score
+) -> dict[str, Table]:
+    """Return the scores by number of starts, and those of a map for each channel."""
+
+    def mean_of(images: jax.Array) -> Table:
+        return {str(n): score(images[:n].mean(axis=0)) for n in NUM_STARTS}
+
+    apart = jitted_looks(FEW)(prior, y, key, DEFAULT, channels=True)
+    return {
+        "channels": {str(FEW): score(apart.mean(axis=0))},
+        "independent": mean_of(jitted_looks(MOST)(prior, y, key, DEFAULT, False)),
+        "paired": mean_of(jitted_looks(MOST)(prior, y, key, DEFAULT)),
+    }
+
+
+def descent_tables(
+    prior: Prior, y: np.ndarray, key: jax.Array, score: Score, num_iterations: int
+) -> dict[str, Table]:
+    """Return the scores by iteration, for each way of descending."""
+    steps = np.arange(num_iterations)
+    ways = {f"rate {rate}": np.full(num_iterations, rate) for rate in RATES}
+    ways[f"cosine {COSINE}"] = COSINE * (1 + np.cos(np.pi * steps / len(steps))) / 2
+    found = {
+        name: np.asarray(
+            jitted_descent(num_iterations)(prior, y, key, jnp.float32(rates))
         )
-        print(f"  {name}", *cells, sep="  ")
-    cells = (
-        f"{k}: {psnr:.2f} {lpips:.3f}"
-        for k, (psnr, _, lpips) in enumerate(found["iterations"])
-    )
-    print("  iterations", *cells, sep="  ", flush=True)
+        for name, rates in ways.items()
+    }
+    of_default = found[f"rate {DEFAULT.learning_rate}"]
+    averages = np.cumsum(of_default, axis=0) / (steps[:, None, None, None] + 1)
+    found["average of iterates"] = averages
+    return {
+        name: {str(k): score(image) for k, image in enumerate(images)}
+        for name, images in found.items()
+    }
+
+
+def tables(
+    prior: Prior,
+    problem: photos.Problem,
+    key: jax.Array,
+    perceptual: reference.PerceptualMetric,
+    num_iterations: int,
+) -> dict[str, Table]:
+    """Return all tables of one problem."""
+    y, score = problem.degraded, functools.partial(scores, perceptual, problem)
+    return {
+        "level": level_table(prior, y, key, score, 1),
+        "two steps": level_table(prior, y, key, score, 2),
+        **start_tables(prior, y, key, score),
+        **descent_tables(prior, y, key, score, num_iterations),
+    }
+
+
+def mean_tables(each: Sequence[dict[str, Table]]) -> dict[str, Table]:
+    """Return the means over problems."""
+    return {
+        name: {
+            at: np.mean([found[name][at] for found in each], axis=0).tolist()
+            for at in row
+        }
+        for name, row in each[0].items()
+    }
+
+
+def show(task: str, found: dict[str, Table]) -> None:
+    """Print the tables of a task."""
+    print(f"\n{task}")
+    for name, row in found.items():
+        cells = (f"{at}: {p:.2f} {s:.3f} {d:.3f}" for at, (p, s, d) in row.items())
+        print(f"  {name}", *cells, sep="  ", flush=True)
 
 
 def main() -> None:
@@ -165,8 +239,8 @@ def main() -> None:
     parser.add_argument("--real", type=Path)
     parser.add_argument("--prior", default="natural64")
     parser.add_argument("--tasks", default=",".join(photos.TASKS))
-    parser.add_argument("--count", type=int, default=12, help="the first of the folder")
-    parser.add_argument("--seeds", type=int, default=1, help="of noise, per photo")
+    parser.add_argument("--count", type=int, default=6, help="the first of the folder")
+    parser.add_argument("--seeds", type=int, default=3, help="of noise, per photo")
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
@@ -182,10 +256,20 @@ def main() -> None:
             problems = photos.photographed(flags.real, 64)
         else:
             problems = photos.damaged(paths, 0, flags.seeds, task)
-        found = tables(prior, problems, perceptual, flags.iterations)
-        rows.append({"task": task, **found})
+        each = [
+            tables(prior, problem, key, perceptual, flags.iterations)
+            for problem, key in zip(
+                problems,
+                jax.random.split(jax.random.key(0), len(problems)),
+                strict=True,
+            )
+        ]
+        found = mean_tables(each)
+        rows.append({"task": task, "prior": flags.prior, **found})
         show(task, found)
-        cases.write(flags.json, rows, photos=[path.stem for path in paths])
+        cases.write(
+            flags.json, rows, photos=[path.stem for path in paths], seeds=flags.seeds
+        )
 
 
 if __name__ == "__main__":

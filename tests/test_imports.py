@@ -20,7 +20,7 @@ ROWS = [
     {"matched"},
     {"diip"},
     {"engine"},
-    {"photos"},
+    {"photos", "training"},
 ]
 LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
@@ -28,6 +28,10 @@ INSIDE = {
     "images": ["photo", "metadata", "decode", "encode", ""],
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["ops", "layers", "adm", "ddpm", ""],
+    "training": [
+        *("", "loss", "step", "data", "start", "validation", "sheets", "checkpoint"),
+        *("loop", "__main__"),
+    ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
         *("terminal", "command"),

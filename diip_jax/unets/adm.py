@@ -248,7 +248,8 @@ class ADMUNet(nn.Module):
 
         Args:
             x: noisy images, (N, H, W, 3), sides multiples of `config.stride`.
-            conditioning: `condition(t)` of one timestep shared by the N images.
+            conditioning: `condition(t)` of one timestep that the N images share, or
+                of one for each image, (N,).
 
         Returns:
             eps, (N, H, W, 3), float32.

@@ -134,4 +134,5 @@ class TimedGroupNorm(GroupNorm):
         if self.scale_shift:
             scale, bias = time
             return ops.group_norm(x, scale, bias, self.epsilon, self.silu)
-        return super().__call__(x + time[0].astype(x.dtype))
+        addend = time[0][..., None, None, :]  # to every pixel
+        return super().__call__(x + addend.astype(x.dtype))

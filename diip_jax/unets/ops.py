@@ -285,11 +285,18 @@ def _convolve_backward(residuals, g):
     x, kernel = residuals
     turned = _hoisted_out_of_loops(kernel[::-1, ::-1].swapaxes(2, 3))
     margin = kernel.shape[0] // 2
-    # The sum runs over the batch, so the batch takes the place of the input channels:
-    # no loop is needed, and the compiler drops this convolution where only the
-    # cotangent of x is asked for.
-    g_kernel = _convolve_whole(x, g, margin, ("CHWN", "IHWO", "HWNC"))
-    return _convolve(g, turned, kernel.shape[0] - 1 - margin), g_kernel
+    g_x = _convolve(g, turned, kernel.shape[0] - 1 - margin)
+    return g_x, _kernel_cotangent(x, g, margin)
+
+
+def _kernel_cotangent(x: jax.Array, g: jax.Array, margin: int) -> jax.Array:
+    """Return the cotangent of the kernel that convolved x, of the cotangent g.
+
+    The sum runs over the batch, so the batch takes the place of the input channels: no
+    loop is needed, and the compiler drops this convolution where only the cotangent of
+    x is asked for.
+    """
+    return _convolve_whole(x, g, margin, ("CHWN", "IHWO", "HWNC"))
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -359,7 +366,9 @@ def _convolve_upsampled_backward(residuals, g):
     """Return the cotangents of x and kernel.
 
     Equals autodiff of `_convolve_phases`; only faster, because the cotangent of x is
-    one convolution of g, without taking its four phases apart.
+    one convolution of g, without taking its four phases apart, and that of the kernel
+    is the plain one of `convolve(upsample(x), kernel)`: of the phases, it would be a
+    convolution with a window larger than x, which CPUs do slowly.
     """
     x, kernel = residuals
     gathered = jnp.asarray(_GATHERED, kernel.dtype)
@@ -373,8 +382,7 @@ def _convolve_upsampled_backward(residuals, g):
         [(1, 1), (1, 1)],
         dimension_numbers=DIMENSIONS,
     )
-    _, pull_kernel = jax.vjp(functools.partial(_convolve_phases, x), kernel)
-    return g_x, *pull_kernel(g)
+    return g_x, _kernel_cotangent(upsample(x), g, margin=1)
 
 
 convolve_upsampled.defvjp(_convolve_upsampled_forward, _convolve_upsampled_backward)
