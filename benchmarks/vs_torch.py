@@ -105,7 +105,7 @@ def torch_iteration(
     def iterate() -> None:
         # azula's blocks look their checkpoint up when they run.
         blocks = config.remat == "block"
-        azula_unet.checkpoint = checkpoint if blocks else _no_checkpoint
+        azula_unet.checkpoint = checkpoint if blocks else no_checkpoint
         optimizer.zero_grad()
         loss = torch.mean((generate(latent) - target) ** 2)
         loss.backward()
@@ -205,7 +205,8 @@ def all_sides(
     return sides
 
 
-def _no_checkpoint(function: Callable[..., Any], *inputs: Any, **_: Any) -> Any:
+def no_checkpoint(function: Callable[..., Any], *inputs: Any, **_: Any) -> Any:
+    """Call a function; stands in for PyTorch's checkpoint."""
     return function(*inputs)
 
 

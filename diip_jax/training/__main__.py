@@ -124,6 +124,7 @@ def _run(given: argparse.Namespace) -> int:
         folder = given.output.with_name(f"{given.output.name}.training")
         shutil.rmtree(folder, ignore_errors=True)
     prior = _prior(given)
+    config = _config(given, prior)
     side = prior.card.architecture.image_size
     pictures = data.find(given.images, side)
     say = (lambda _: None) if given.quiet else _say
@@ -138,7 +139,7 @@ def _run(given: argparse.Namespace) -> int:
             prior,
             pictures,
             given.output,
-            _config(given, prior),
+            config,
             _plan(given, pictures),
             should_stop=interruption,
         )

@@ -26,6 +26,7 @@ BUNDLED_SHAPE = adm.ADMConfig(
     channel_mult=(1, 2, 3, 4),
     num_res_blocks=(1, 1, 1, 1),
     attention_factors=(8,),
+    num_heads=1,
     num_head_channels=32,
     resblock_updown=True,
 )
