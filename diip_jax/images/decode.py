@@ -7,29 +7,45 @@ import re
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from diip_jax.images import png, tiff
 from diip_jax.images.metadata import (
+    chromaticities,
+    exif_of_tiff,
+    profile_fits,
+    resolution,
+    split_exif,
+    split_xmp,
+    without_appended,
+)
+from diip_jax.images.photo import (
+    CODEC_ERRORS,
+    ImageError,
+    Photo,
+    import_extra,
+    one_line,
+    to_uint,
+)
+from diip_jax.images.tiff import (
+    MASK,
     PREMULTIPLIED_ALPHA,
     REDUCED_IMAGE,
     STRAIGHT_ALPHA,
     UNDEFINED,
     UNSIGNED,
+    Directory,
     Photometric,
-    integer_tag,
-    read_orientation,
-    split_exif,
-    split_xmp,
-    tiff_tags,
 )
-from diip_jax.images.photo import ImageError, Photo, import_extra, one_line, to_uint
 
 MAX_PIXELS = 2**30 // 6  # 179 million, Pillow's own limit
 _MAX_BYTES = 2**31  # of a file, and of its decoded samples
-# A header that claims more is a lie. 1-bit deflate packs 8256 pixels into a byte, and
-# no codec packs tighter, except WebP and AVIF on one flat colour.
+# A header that claims more is a lie: 1-bit deflate packs 8256 pixels into a byte, LZW
+# and JPEG's Huffman codes fewer. The other codecs have no such limit.
 _MAX_PIXELS_PER_BYTE = 10_000
+_LIMITED = ("PNG", "GIF", "JPEG")
+_LIMITED_TIFF = (1, 5, 7, 8, 32946)  # Compression: none, LZW, JPEG, deflate
 _SMALL = 2**24  # pixels that any header may claim
 
 # A folder walk takes files of these suffixes for pictures. HEIC is among them although
@@ -42,7 +58,7 @@ _SIGNATURES = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "JPEG": rb"\xff\xd8\xff",
     "WEBP": rb"RIFF....WEBP",
-    "TIFF": rb"II[*+]\x00|MM\x00[*]",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
     "BMP": rb"BM",
     "GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{4,64}avi[fs])",  # before HEIF: mif1 is both
@@ -53,7 +69,17 @@ _TIFF_SIZES = (
     (Base.ImageWidth, Base.ImageLength),
     (Base.TileWidth, Base.TileLength),
 )
-# The photometric interpretations that are read.
+# Colour channels of the photometric interpretations.
+_TIFF_CHANNELS: dict[int, int] = {
+    Photometric.WHITE_IS_ZERO: 1,
+    Photometric.BLACK_IS_ZERO: 1,
+    Photometric.RGB: 3,
+    Photometric.PALETTE: 1,
+    Photometric.CMYK: 4,
+    Photometric.YCBCR: 3,
+    Photometric.LAB: 3,
+}
+# The interpretations that tifffile reads.
 _LAYOUTS: dict[int, str] = {
     Photometric.WHITE_IS_ZERO: "L",
     Photometric.BLACK_IS_ZERO: "L",
@@ -67,10 +93,13 @@ class _Decoded(NamedTuple):
     layout: str  # what the channels are: L, RGB or CMYK, then A if there is alpha
     mode: str
     format: str
-    exif: Image.Exif | bytes | None
+    exif: bytes | None
     icc: Any
     xmp: Any
     warnings: tuple[str, ...]
+    dpi: tuple[float, float] | None = None
+    colour: tuple[tuple[str, bytes], ...] = ()
+    orientation: int | None = None  # of a TIFF; other formats have it in EXIF
 
 
 def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
@@ -109,8 +138,8 @@ def decode_photo(data: bytes, max_pixels: int) -> Photo:
             is damaged. Codecs raise other errors too; `codec_guard` translates them.
     """
     kind = _sniff(data)
-    decode = _decode_tiff if kind == "TIFF" else _decode_with_pillow
-    return _photo(decode(data, kind, max_pixels))
+    decode = {"TIFF": _decode_tiff, "PNG": _decode_png, "JPEG": _decode_jpeg}
+    return _photo(decode.get(kind, _decode_with_pillow)(data, kind, max_pixels))
 
 
 def _sniff(data: bytes) -> str:
@@ -124,14 +153,26 @@ def _sniff(data: bytes) -> str:
     return kinds[0]
 
 
-def _check_size(width: int, height: int, num_bytes: int, max_pixels: int) -> None:
+def _check_size(
+    width: int, height: int, num_bytes: int, max_pixels: int, *, limited: bool
+) -> None:
+    """Refuse a picture that is too large, or too large for its file.
+
+    Args:
+        width: width in the header.
+        height: height in the header.
+        num_bytes: size of the file.
+        max_pixels: largest width times height.
+        limited: whether the codec packs no more than so many pixels into a byte.
+    """
     pixels = width * height
     if pixels > max_pixels:
         raise ImageError(
             f"{width}x{height} is more than {max_pixels} pixels; if you trust the file,"
             f" pass --max_pixels {pixels}"
         )
-    if min(width, height) < 1 or pixels > max(_SMALL, _MAX_PIXELS_PER_BYTE * num_bytes):
+    most = max(_SMALL, _MAX_PIXELS_PER_BYTE * num_bytes) if limited else pixels
+    if min(width, height) < 1 or pixels > most:
         raise ImageError(
             f"the header says {width}x{height} in a file of {num_bytes} bytes; it is"
             " damaged, save it again"
@@ -146,10 +187,11 @@ def _photo(decoded: _Decoded) -> Photo:
     height, width = samples.shape[:2]
     tag, exif, exif_notes = split_exif(decoded.exif)
     xmp_tag, xmp = split_xmp(decoded.xmp)
-    orientation = tag or xmp_tag or 1
-    icc = decoded.icc if isinstance(decoded.icc, bytes) else None
-    if layout.startswith("CMYK") and icc:
-        icc, notes = None, (*notes, "the CMYK profile is not kept: the output is RGB")
+    orientation = decoded.orientation or tag or xmp_tag or 1
+    icc, icc_notes = _profile(decoded)
+    dpi = decoded.dpi
+    if dpi and orientation >= 5:
+        dpi = dpi[::-1]
     samples, alpha = _upright(samples, orientation), None
     if layout.endswith("A"):
         samples, alpha = samples[..., :-1], samples[..., -1]
@@ -166,8 +208,24 @@ def _photo(decoded: _Decoded) -> Photo:
         exif=exif,
         icc=icc,
         xmp=xmp,
-        warnings=notes + exif_notes,
+        dpi=dpi,
+        colour=decoded.colour,
+        warnings=notes + icc_notes + exif_notes,
     )
+
+
+def _profile(decoded: _Decoded) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the ICC profile, if the output can have it, and warnings."""
+    icc, grey = decoded.icc, decoded.layout.startswith("L")
+    if not icc or not isinstance(icc, bytes):
+        return None, ()
+    if decoded.layout.startswith("CMYK") or decoded.mode == "LAB":
+        name = decoded.mode.partition(";")[0].removesuffix("A")
+        return None, (f"the {name} profile is not kept: the output is RGB",)
+    if not profile_fits(icc, grey):
+        kind = "grey" if grey else "RGB"
+        return None, (f"the ICC profile is not kept: it is not for {kind} samples",)
+    return icc, ()
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -194,12 +252,44 @@ def _rgb(samples: np.ndarray) -> np.ndarray:
 # Decoding.
 
 
-def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+def _decode_png(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    data, metadata = png.split(data)
+    decoded = _decode_with_pillow(data, kind, max_pixels, icc=metadata.icc)
+    notes = ("only the first frame is used",) * metadata.animated
+    notes += tuple(
+        f"the PNG chunk {name} is damaged and not used" for name in metadata.damaged
+    )
+    return decoded._replace(
+        exif=metadata.exif,
+        icc=metadata.icc,
+        xmp=metadata.xmp,
+        dpi=metadata.dpi,
+        colour=metadata.colour,
+        warnings=notes,
+    )
+
+
+def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    decoded = _decode_with_pillow(data, kind, max_pixels)
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        segments, info = getattr(image, "applist", []), image.info
+    xmp, notes = without_appended(decoded.xmp, segments)
+    # Pillow's "dpi" may come from EXIF, which is kept apart.
+    scale = {1: 1.0, 2: 2.54}.get(info.get("jfif_unit", 0), 0.0)
+    across, down = info.get("jfif_density", (0, 0))
+    dpi = (scale * across, scale * down) if scale * across * down else None
+    return decoded._replace(xmp=xmp, dpi=dpi, warnings=decoded.warnings + notes)
+
+
+def _decode_with_pillow(
+    data: bytes, kind: str, max_pixels: int, *, icc: bytes | None = None
+) -> _Decoded:
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
-        _check_size(*image.size, len(data), max_pixels)
+        limited = kind in _LIMITED
+        _check_size(*image.size, len(data), max_pixels, limited=limited)
         notes = ("only the first frame is used",) * getattr(image, "is_animated", False)
         xmp = image.info.pop("xmp", None)  # else Pillow may turn a TIFF by it
-        image.load()  # a PNG may have metadata after the pixels: `info` comes later
+        image.load()
         info, mode, name = image.info, image.mode, image.format or kind
         if kind == "PNG" and _png_depth(data) == 16:
             layout, samples = _deep_png(data, image)
@@ -208,29 +298,44 @@ def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
             if kind == "PNG" and mode == "L" and "transparency" in info:
                 # Pillow widens 2 and 4-bit samples but not the transparent value.
                 info["transparency"] *= 255 // (2 ** _png_depth(data) - 1)
-            layout, samples = _pillow_samples(image)
+            icc = icc or info.get("icc_profile")
+            layout, samples = _pillow_samples(image, icc)
     pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # where AVIF has the depth
     if pixi > 9 and data[pixi : pixi + 1] > b"\x08":
         notes += ("samples of more than 8 bits are read as 8",)
-    exif, icc, xmp = info.get("exif"), info.get("icc_profile"), info.get("xmp", xmp)
-    if exif is None and "Raw profile type exif" in info:  # from older ImageMagick
-        exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
-    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes)
+    exif, xmp = info.get("exif"), info.get("xmp", xmp)
+    across, down = info.get("dpi", (0, 0)) if kind == "BMP" else (0, 0)
+    dpi = (across, down) if across > 0 and down > 0 else None
+    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes, dpi)
 
 
-def _pillow_samples(image: Image.Image) -> tuple[str, np.ndarray]:
+def _pillow_samples(image: Image.Image, icc: bytes | None) -> tuple[str, np.ndarray]:
     if image.mode == "CMYK":
         return "CMYK", np.asarray(image)
+    if image.mode == "LAB":
+        image = _srgb_of_lab(image)
     grey = image.mode in ("1", "L", "LA", "La")
-    if not grey and image.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX"):
+    colour = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+    if not grey and image.mode not in colour:
         raise ImageError(f"colour mode {image.mode} is not supported; save it as RGB")
     layout = ("L" if grey else "RGB") + "A" * image.has_transparency_data
     samples = np.asarray(image if image.mode == layout else image.convert(layout))
     samples = samples.reshape(*samples.shape[:2], -1)
-    if image.mode == "P" and (samples[..., 1:3] == samples[..., :1]).all():
+    has_colour_profile = icc is not None and profile_fits(icc, grey=False)
+    is_grey = image.mode == "P" and (samples[..., 1:3] == samples[..., :1]).all()
+    if is_grey and not has_colour_profile:
         # A palette of greys holds one colour channel.
         layout, samples = layout.replace("RGB", "L"), np.delete(samples, (1, 2), axis=2)
     return layout, samples
+
+
+def _srgb_of_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
+    transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:
+        raise ImageError("the Lab colours cannot be converted; save it as RGB")
+    return converted
 
 
 def _png_depth(data: bytes) -> int:
@@ -248,28 +353,69 @@ def _deep_png(data: bytes, image: Image.Image) -> tuple[str, np.ndarray]:
 
 
 def _decode_tiff(data: bytes, kind: str, max_pixels: int) -> _Decoded:
-    tags = tiff_tags(data)
+    page, notes = _tiff_page(data)
+    compression = tiff.integer(page, Base.Compression, 1)
     for width, height in _TIFF_SIZES:
-        size = integer_tag(tags, width, 1), integer_tag(tags, height, 1)
-        _check_size(*size, len(data), max_pixels)
-    is_preview = integer_tag(tags, Base.NewSubfileType, 0) & REDUCED_IMAGE
-    if is_preview or Base.DNGVersion in tags:
+        size = tiff.integer(page, width, 1), tiff.integer(page, height, 1)
+        limited = compression in _LIMITED_TIFF
+        _check_size(*size, len(data), max_pixels, limited=limited)
+    decoded = _tiff_samples(tiff.repointed(data, page), page, max_pixels)
+    layout, channels = decoded.layout, tiff.integer(page, Base.SamplesPerPixel, 1)
+    photometric = tiff.integer(page, Base.PhotometricInterpretation, 0)
+    if channels > _TIFF_CHANNELS.get(photometric, 99) + layout.endswith("A"):
+        notes += ("channels that are neither colour nor alpha are not kept",)
+    same_colours = photometric not in (Photometric.CMYK, Photometric.LAB)
+    exif, exif_notes = exif_of_tiff(data, page, keep_colour=same_colours)
+    return decoded._replace(
+        exif=exif,
+        icc=page.content(Base.InterColorProfile),
+        xmp=page.content(Base.XMLPacket),
+        dpi=resolution(page),
+        colour=chromaticities(page) if same_colours else (),
+        orientation=tiff.orientation(page),
+        warnings=notes + exif_notes,
+    )
+
+
+def _tiff_page(data: bytes) -> tuple[Directory, tuple[str, ...]]:
+    """Return the first page that is not a preview of another, and warnings."""
+    found: Directory | None = None
+    first = tiff.first_directory(data)
+    for page in tiff.pages(data):
+        if page.entry(Base.DNGVersion):
+            break
+        subfile = tiff.integer(page, Base.NewSubfileType, 0)
+        is_picture = page.entry(Base.ImageWidth) and page.entry(Base.ImageLength)
+        if not is_picture and page.at == first.at:
+            raise ImageError("the TIFF header is damaged; save the file again")
+        if subfile & (REDUCED_IMAGE | MASK) or not is_picture:
+            continue
+        if found is not None:
+            return found, ("only the first frame is used",)
+        found = page
+    if found is None:
         raise ImageError("a camera raw file; develop it to TIFF or PNG first")
-    bits = integer_tag(tags, Base.BitsPerSample, 1)
-    sample_format = integer_tag(tags, Base.SampleFormat, UNSIGNED)
+    return found, ()
+
+
+def _tiff_samples(data: bytes, page: Directory, max_pixels: int) -> _Decoded:
+    bits = tiff.integer(page, Base.BitsPerSample, 1)
+    sample_format = tiff.integer(page, Base.SampleFormat, UNSIGNED)
     if bits > 8 or sample_format not in (UNSIGNED, UNDEFINED):
-        return _decode_deep_tiff(data)._replace(exif=tags)
-    decoded = _decode_with_pillow(data, kind, max_pixels)
-    # Pillow turns a TIFF while loading it. Turning it back lets every format take the
-    # same steps.
-    orientation = read_orientation(tags) or 1
-    stored = _upright(decoded.samples, {6: 8, 8: 6}.get(orientation, orientation))
-    return decoded._replace(samples=stored, exif=tags)
+        return _decode_with_tifffile(data)
+    try:
+        return _decode_with_pillow(data, "TIFF", max_pixels)
+    except CODEC_ERRORS as error:
+        known = tiff.integer(page, Base.Compression, 1) in _LIMITED_TIFF
+        if known and not isinstance(error, UnidentifiedImageError):
+            raise
+    return _decode_with_tifffile(data)
 
 
-def _decode_deep_tiff(data: bytes) -> _Decoded:
-    tifffile = import_extra("tifffile", "TIFF deeper than 8 bits")
-    import_extra("imagecodecs", "TIFF deeper than 8 bits")
+def _decode_with_tifffile(data: bytes) -> _Decoded:
+    purpose = "TIFF of this kind, or deeper than 8 bits,"
+    tifffile = import_extra("tifffile", purpose)
+    import_extra("imagecodecs", purpose)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         layout = _LAYOUTS.get(int(page.photometric), "")
@@ -280,26 +426,25 @@ def _decode_deep_tiff(data: bytes) -> _Decoded:
             raise ImageError("its samples take more than 2 GiB; make it smaller")
         _check_segments(page, len(data))
         stored = page.asarray(maxworkers=1)
-        icc, xmp = map(page.tags.valueof, (Base.InterColorProfile, Base.XMLPacket))
-        notes = ("only the first frame is used",) * file.pages.is_multipage
     if page.axes == "SYX":
         stored = np.moveaxis(stored, 0, -1)
     samples = _by_value(stored.reshape(*stored.shape[:2], -1), page.bitspersample)
     if page.photometric == Photometric.WHITE_IS_ZERO:
-        white = 1 if samples.dtype.kind == "f" else 65535
-        samples[..., 0] = white - samples[..., 0]
+        samples[..., 0] = _white(samples) - samples[..., 0]
     extra = page.extrasamples
     known = not extra or extra[0] in (PREMULTIPLIED_ALPHA, STRAIGHT_ALPHA)
     alpha = samples.shape[2] > colours and known
-    if samples.shape[2] > colours + alpha:
-        notes += ("channels that are neither colour nor alpha are not kept",)
     samples = samples[..., : colours + alpha]
     if alpha and extra and extra[0] == PREMULTIPLIED_ALPHA:
         samples = _unpremultiplied(samples)
     layout += "A" * alpha
     mode = f"{layout};{page.bitspersample}" + "F" * (stored.dtype.kind == "f")
-    mode = "I;16" if mode == "L;16" else mode
-    return _Decoded(samples, layout, mode, "TIFF", None, icc, xmp, notes)
+    mode = {"L;16": "I;16", f"{layout};8": layout}.get(mode, mode)
+    return _Decoded(samples, layout, mode, "TIFF", None, None, None, ())
+
+
+def _white(samples: np.ndarray) -> int:
+    return 1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
 
 
 def _check_segments(page: Any, num_bytes: int) -> None:
@@ -311,10 +456,12 @@ def _check_segments(page: Any, num_bytes: int) -> None:
 
 
 def _by_value(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Return TIFF samples as uint16 or as float32 in [0, 1], by the package's rules."""
+    """Return TIFF samples as integers, or float32 in [0, 1], by the package's rules."""
     kind, low, high = samples.dtype.kind, samples.min(), samples.max()
     if kind == "f" and low >= 0 and high <= 1:  # False for NaN
         return samples.astype(np.float32)
+    if kind == "u" and bits <= 8:
+        return np.rint(samples * (255 / (2**bits - 1))).astype(np.uint8)
     if kind in "iu" and bits >= 16 and low >= 0 and high <= 65535:
         return samples.astype(np.uint16)
     if kind == "u" and bits < 16:
@@ -327,9 +474,7 @@ def _by_value(samples: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _unpremultiplied(samples: np.ndarray) -> np.ndarray:
-    values = samples.astype(np.float32)
-    if samples.dtype == np.uint16:
-        values /= 65535
+    values = samples.astype(np.float32) / np.float32(_white(samples))
     alpha = values[..., -1:]
     np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
     return np.minimum(values, 1)
