@@ -191,7 +191,7 @@ def _photo(decoded: _Decoded) -> Photo:
     icc, icc_notes = _profile(decoded)
     dpi = decoded.dpi
     if dpi and orientation >= 5:
-        dpi = dpi[::-1]
+        dpi = dpi[1], dpi[0]
     samples, alpha = _upright(samples, orientation), None
     if layout.endswith("A"):
         samples, alpha = samples[..., :-1], samples[..., -1]
