@@ -138,9 +138,10 @@ def _kept_entries(
     entries = metadata_entries(directory.entries)[0] if directory else []
     entries = [e for e in entries if e.value is not None]
     entries = [e for e in entries if fits_transfer(e, bits, samples.shape[2] < 3)]
-    told = resolution(directory)
-    if like.dpi and like.dpi != told and holds_resolution(like.dpi, "TIFF"):
-        entries += resolution_entries(like.dpi, order)
+    if like.dpi and holds_resolution(like.dpi, "TIFF", directory):
+        told = resolution(directory)
+        exact = told is not None and told != like.dpi[::-1]  # not of a turned picture
+        entries += [] if exact else resolution_entries(like.dpi, order)
     if not (directory and chromaticities(directory)):
         for content in [content for name, content in like.colour if name == "cHRM"]:
             entries += chromaticity_entries(content, order)

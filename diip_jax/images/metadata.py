@@ -429,16 +429,19 @@ def holds_resolution(
 ) -> bool:
     """Tell whether a format, or the EXIF block in it, can hold a resolution.
 
+    TIFF has one place for the resolution of the file and that of EXIF; EXIF's stays.
+
     Args:
         dpi: (horizontal, vertical) dots per inch.
         kind: output format.
         directory: first directory of the EXIF block, or None without a block.
     """
-    if kind in _RESOLUTIONS:
-        least, most = _RESOLUTIONS[kind]
-        return all(least <= value <= most for value in dpi)
-    told = resolution(directory) or (0, 0)
-    return all(math.isclose(a, b, rel_tol=0.01) for a, b in zip(told, dpi, strict=True))
+    told = resolution(directory)
+    same = told is not None and math.isclose(sum(told), sum(dpi), rel_tol=0.01)
+    if kind == "WEBP" or (kind == "TIFF" and told is not None):
+        return same
+    least, most = _RESOLUTIONS[kind]
+    return all(least <= value <= most for value in dpi)
 
 
 # XMP.

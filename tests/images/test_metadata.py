@@ -192,6 +192,30 @@ def test_dpi_of_every_format_in_every_format(source, ext, tmp_path):
         assert "the resolution" not in lost(photo, path)
 
 
+def test_exif_keeps_its_own_dpi_in_a_tiff(tmp_path):
+    """A camera's 300, in a file that a program has marked with its default of 72."""
+    exif = Image.Exif()
+    exif.load(exif_block())
+    exif[282], exif[283], exif[296] = 300.0, 300.0, 2
+    data = by_pillow(samples(3), "JPEG", exif=exif, dpi=(72, 72))
+    photo, _, path = round_trip(data, tmp_path, "tiff")
+    assert opened(path).info["dpi"] == (300, 300)
+    assert lost(photo, path) == ["the resolution"]
+    images.write(tmp_path / "x.jpg", photo.rgb, photo)
+    assert opened(tmp_path / "x.jpg").info["jfif_density"] == (72, 72)
+
+
+@pytest.mark.parametrize("ext", ["png", "tiff", "jpg"])
+def test_unequal_dpi_turn_with_the_picture(ext, tmp_path):
+    tags = [(274, "H", 1, 6)]
+    options = {"photometric": "rgb", "resolution": (100, 200), "resolutionunit": 2}
+    data = by_tifffile(samples(3), tags, **options)
+    path = round_trip(data, tmp_path, ext)[2]
+    # 1e-4: a PNG counts whole dots in a metre
+    dpi = np.float64(opened(path).info["dpi"])
+    np.testing.assert_allclose(dpi, (200, 100), rtol=1e-4)
+
+
 @pytest.mark.parametrize("ext", OUTPUTS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_colour_tags_of_every_format_in_every_format(source, ext, tmp_path):
