@@ -25,7 +25,9 @@ ROWS = [
 LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
 INSIDE = {
-    "images": ["photo", "png", "tiff", "metadata", "decode", "encode", ""],
+    "images": [
+        *("photo", "avif", "bmp", "png", "tiff", "metadata", "decode", "encode", ""),
+    ],
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["ops", "layers", "adm", "ddpm", ""],
     "photos": [

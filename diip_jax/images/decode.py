@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from diip_jax.images import png, tiff
+from diip_jax.images import avif, bmp, png, tiff
 from diip_jax.images.metadata import (
     chromaticities,
     exif_of_tiff,
@@ -139,6 +139,7 @@ def decode_photo(data: bytes, max_pixels: int) -> Photo:
     """
     kind = _sniff(data)
     decode = {"TIFF": _decode_tiff, "PNG": _decode_png, "JPEG": _decode_jpeg}
+    decode |= {"AVIF": _decode_avif, "BMP": _decode_bmp}
     return _photo(decode.get(kind, _decode_with_pillow)(data, kind, max_pixels))
 
 
@@ -281,6 +282,36 @@ def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> _Decoded:
     return decoded._replace(xmp=xmp, dpi=dpi, warnings=decoded.warnings + notes)
 
 
+def _decode_avif(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    data, exif = avif.split(data)
+    decoded = _decode_with_pillow(data, kind, max_pixels)
+    # A box of AVIF's own turns the picture, whatever EXIF says; Pillow reports it so.
+    orientation, _, _ = split_exif(decoded.exif)
+    deep = ("samples of more than 8 bits are read as 8",) * (avif.bits(data) > 8)
+    return decoded._replace(
+        exif=exif,
+        orientation=orientation or 1,
+        colour=avif.colour(data),
+        warnings=decoded.warnings + deep,
+    )
+
+
+def _decode_bmp(data: bytes, kind: str, max_pixels: int) -> _Decoded:
+    try:
+        decoded = _decode_with_pillow(data, kind, max_pixels)
+    except OSError:  # Pillow knows some masks only
+        if not bmp.masks(data):
+            raise
+        decoded = None
+    # Pillow knows no alpha in pixels of 16 bits.
+    if decoded is None or (decoded.layout == "RGB" and len(bmp.masks(data)) > 3):
+        _check_size(*bmp.size(data), len(data), max_pixels, limited=False)
+        samples = bmp.decode(data)
+        layout = "RGBA"[: samples.shape[2]]
+        decoded = _Decoded(samples, layout, layout, "BMP", None, None, None, ())
+    return decoded._replace(dpi=bmp.dpi(data))
+
+
 def _decode_with_pillow(
     data: bytes, kind: str, max_pixels: int, *, icc: bytes | None = None
 ) -> _Decoded:
@@ -300,13 +331,8 @@ def _decode_with_pillow(
                 info["transparency"] *= 255 // (2 ** _png_depth(data) - 1)
             icc = icc or info.get("icc_profile")
             layout, samples = _pillow_samples(image, icc)
-    pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # where AVIF has the depth
-    if pixi > 9 and data[pixi : pixi + 1] > b"\x08":
-        notes += ("samples of more than 8 bits are read as 8",)
     exif, xmp = info.get("exif"), info.get("xmp", xmp)
-    across, down = info.get("dpi", (0, 0)) if kind == "BMP" else (0, 0)
-    dpi = (across, down) if across > 0 and down > 0 else None
-    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes, dpi)
+    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes)
 
 
 def _pillow_samples(image: Image.Image, icc: bytes | None) -> tuple[str, np.ndarray]:
@@ -331,7 +357,8 @@ def _pillow_samples(image: Image.Image, icc: bytes | None) -> tuple[str, np.ndar
 
 def _srgb_of_lab(image: Image.Image) -> Image.Image:
     lab, srgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
-    transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+    exact = ImageCms.Flags.NOOPTIMIZE  # no table in place of the curves
+    transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB", flags=exact)
     converted = ImageCms.applyTransform(image, transform)
     if converted is None:
         raise ImageError("the Lab colours cannot be converted; save it as RGB")
@@ -403,6 +430,9 @@ def _tiff_samples(data: bytes, page: Directory, max_pixels: int) -> _Decoded:
     sample_format = tiff.integer(page, Base.SampleFormat, UNSIGNED)
     if bits > 8 or sample_format not in (UNSIGNED, UNDEFINED):
         return _decode_with_tifffile(data)
+    if _is_raw_ycbcr(page):
+        samples = _raw_ycbcr(data, page)
+        return _Decoded(samples, "RGB", "YCbCr", "TIFF", None, None, None, ())
     try:
         return _decode_with_pillow(data, "TIFF", max_pixels)
     except CODEC_ERRORS as error:
@@ -410,6 +440,49 @@ def _tiff_samples(data: bytes, page: Directory, max_pixels: int) -> _Decoded:
         if known and not isinstance(error, UnidentifiedImageError):
             raise
     return _decode_with_tifffile(data)
+
+
+def _is_raw_ycbcr(page: Directory) -> bool:
+    """Tell whether a page holds blocks of YCbCr that no codec has packed.
+
+    Pillow takes their chroma for as large as their luma, and tifffile takes no blocks.
+    """
+    photometric = tiff.integer(page, Base.PhotometricInterpretation, 0)
+    return (
+        photometric == Photometric.YCBCR
+        and tiff.integer(page, Base.Compression, 1) == 1
+        and tiff.integer(page, Base.SamplesPerPixel, 3) == 3
+        and tiff.integer(page, Base.PlanarConfiguration, 1) == 1
+        and page.entry(Base.TileWidth) is None
+    )
+
+
+def _raw_ycbcr(data: bytes, page: Directory) -> np.ndarray:
+    """Return RGB samples. TIFF 6.0, section 21: a block is its luma, Cb, then Cr.
+
+    Raises:
+        ImageError: the strips are damaged.
+    """
+    width, height = (tiff.integer(page, tag, 1) for tag in _TIFF_SIZES[0])
+    across, down = (*page.integers(Base.YCbCrSubSampling), 2, 2)[:2]
+    rows = min(tiff.integer(page, Base.RowsPerStrip, height), height)
+    starts = page.integers(Base.StripOffsets)
+    if across not in (1, 2, 4) or down not in (1, 2, 4) or rows < 1:
+        raise ImageError("the TIFF header is damaged; save the file again")
+    columns, pixels = -(-width // across), np.empty((height, width, 3), np.uint8)
+    if len(starts) < -(-height // rows):
+        raise ImageError("the TIFF data are truncated; save the file again")
+    for first, start in zip(range(0, height, rows), starts, strict=False):
+        blocks = -(-min(rows, height - first) // down)
+        size = across * down + 2
+        strip = np.frombuffer(data, np.uint8, blocks * columns * size, start)
+        strip = strip.reshape(blocks, columns, size)
+        luma = strip[..., :-2].reshape(blocks, columns, down, across)
+        luma = luma.swapaxes(1, 2).reshape(blocks * down, columns * across, 1)
+        chroma = strip[..., -2:].repeat(down, axis=0).repeat(across, axis=1)
+        into = pixels[first : first + rows]
+        into[...] = np.dstack([luma, chroma])[: len(into), :width]
+    return np.asarray(Image.fromarray(pixels, "YCbCr").convert("RGB"))
 
 
 def _decode_with_tifffile(data: bytes) -> _Decoded:

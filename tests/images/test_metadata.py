@@ -77,6 +77,23 @@ def from_pillow(kind, order, **options):
     return make
 
 
+def from_avif(order):
+    """Pillow would write EXIF anew; so it gets a block that it leaves alone."""
+
+    def make():
+        block = camera_block(order)
+        turn, other = (struct.pack(f"{order}HHI", tag, 3, 1) for tag in (274, 269))
+        hidden = block.replace(turn, other)
+        meta = {"icc_profile": SRGB, "xmp": TURNED_XMP, "exif": hidden}
+        return (
+            by_pillow(samples(3), "AVIF", **meta).replace(hidden, block),
+            block,
+            set(),
+        )
+
+    return make
+
+
 def from_tiff(order):
     def make():
         rational = struct.pack(f"{order}2I", 300, 1)
@@ -104,6 +121,7 @@ SOURCES = {
     "JPEG": from_pillow("JPEG", "<", dpi=DPI),
     "JPEG, big-endian": from_pillow("JPEG", ">", dpi=DPI),
     "WEBP": from_pillow("WEBP", ">", lossless=True),
+    "AVIF": from_avif("<"),
     "TIFF": from_tiff("<"),
     "TIFF, big-endian": from_tiff(">"),
 }
@@ -151,7 +169,8 @@ def test_exif_of_every_format_in_every_format(source, ext, tmp_path):
     """Bytes of a block are equal but for orientation and thumbnail; so is a TIFF's."""
     data, block, _ = SOURCES[source]()
     photo, _, path = round_trip(data, tmp_path, ext)
-    assert (photo.orientation, photo.warnings) == (6, ())
+    # AVIF is turned by a box of its own, which this file lacks.
+    assert (photo.orientation, photo.warnings) == (1 if source == "AVIF" else 6, ())
     stored = stored_block(path)
     assert metadata_of(stored) == metadata_of(block)
     assert ("", 513) not in contents(stored)
@@ -163,7 +182,7 @@ def test_exif_of_every_format_in_every_format(source, ext, tmp_path):
     if "TIFF" not in source and ext != "tiff":
         assert stored == patched(block)
     again = images.read(path)
-    assert (again.orientation, again.rgb.shape) == (1, (WIDTH, HEIGHT, 3))
+    assert (again.orientation, again.rgb.shape) == (1, photo.rgb.shape)
 
 
 @pytest.mark.parametrize("ext", OUTPUTS)
@@ -182,7 +201,7 @@ def test_dpi_of_every_format_in_every_format(source, ext, tmp_path):
     photo, _, path = round_trip(SOURCES[source]()[0], tmp_path, ext)
     with opened(path) as image:
         dpi = image.info.get("dpi") if ext != "webp" else image.getexif().get(282)
-    if "WEBP" in source:
+    if source in ("WEBP", "AVIF"):
         assert photo.dpi is None
     elif dpi is None:
         assert "the resolution" in lost(photo, path)
