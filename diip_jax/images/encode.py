@@ -13,19 +13,17 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from diip_jax.images import png, tiff
-from diip_jax.images.metadata import (
+from diip_jax.images.exif import (
     EXIF_HEADER,
     chromaticities,
     chromaticity_entries,
     exif_directory,
     fits_transfer,
-    holds_resolution,
     metadata_entries,
-    profile_for,
     resolution,
     resolution_entries,
-    xmp_for,
 )
+from diip_jax.images.metadata import holds_resolution, profile_for, xmp_for
 from diip_jax.images.photo import ImageError, Photo, import_extra
 from diip_jax.images.tiff import Directory, Entry, Kind, Photometric
 

@@ -505,59 +505,6 @@ def test_a_palette_of_greys_with_an_rgb_profile_keeps_both(tmp_path):
     assert opened(path).info["icc_profile"] == SRGB
 
 
-ULTRA_HDR = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description
- xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"
- xmlns:Container="http://ns.google.com/photos/1.0/container/"
- xmlns:Item="http://ns.google.com/photos/1.0/container/item/"
- hdrgm:Version="1.0" dc:title="kept"><Container:Directory><rdf:Seq><rdf:li
- rdf:parseType="Resource"><Container:Item Item:Semantic="Primary"
- Item:Mime="image/jpeg"/></rdf:li><rdf:li rdf:parseType="Resource"><Container:Item
- Item:Semantic="GainMap" Item:Mime="image/jpeg" Item:Length="9"/></rdf:li></rdf:Seq>
-</Container:Directory></rdf:Description></rdf:RDF></x:xmpmeta>"""
-
-
-def test_a_lost_gain_map_is_said_and_not_announced():
-    data = by_pillow(samples(3), "JPEG", xmp=ULTRA_HDR)
-    photo = images.read(data + by_pillow(samples(1), "JPEG"))
-    assert photo.warnings == (
-        "the HDR gain map is not kept: the output is the standard picture",
-    )
-    assert photo.xmp is not None
-    for word in (b"hdrgm", b"GainMap", b"Container", b"Item"):
-        assert word not in photo.xmp
-    assert b'<rdf:Description dc:title="kept">' in b" ".join(photo.xmp.split())
-
-
-def test_a_gain_map_of_iso_is_said():
-    data = by_pillow(samples(3), "JPEG")
-    content = b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"
-    segment = b"\xff\xe2" + struct.pack(">H", 2 + len(content)) + content
-    photo = images.read(data[:20] + segment + data[20:])
-    assert "HDR gain map" in photo.warnings[0]
-
-
-@pytest.mark.parametrize(
-    "xmp",
-    [
-        XMP_START + b"\n tiff:Orientation='8'" + XMP_END,
-        XMP_START + b"><tiff:Orientation> 8 </tiff:Orientation" + XMP_END,
-    ],
-)
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"])
-def test_orientation_only_in_xmp(kind, xmp):
-    """Viewers such as Pillow's exif_transpose fall back on XMP."""
-    exif = Image.Exif()
-    options = {"xmp": xmp}
-    if kind == "TIFF":
-        exif[700] = xmp
-        options = {"exif": exif}
-    photo = images.read(by_pillow(samples(3), kind, **options))
-    assert (photo.orientation, photo.rgb.shape) == (8, (WIDTH, HEIGHT, 3))
-    assert photo.xmp is not None
-    assert b"Orientation" not in photo.xmp
-    assert b'dc:title="kept"' in photo.xmp
-
-
 def test_exif_in_the_text_chunk_of_older_imagemagick():
     block = exif_block(6)
     text = f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()
