@@ -26,8 +26,8 @@ LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
 INSIDE = {
     "images": [
-        *("photo", "avif", "bmp", "png", "xmp", "tiff", "exif", "metadata"),
-        *("samples", "tiff_samples", "decode", "encode", ""),
+        *("photo", "avif", "bmp", "png", "xmp", "tiff", "exif"),
+        *("jpeg", "metadata", "samples", "tiff_samples", "decode", "encode", ""),
     ],
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["ops", "layers", "adm", "ddpm", ""],

@@ -1,15 +1,14 @@
 """From the bytes of a file to its samples, and from those to a photo."""
 
 import contextlib
-import io
 import os
 import re
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from diip_jax.images import avif, bmp, png
+from diip_jax.images import avif, bmp, jpeg, png
 from diip_jax.images.exif import split_exif
 from diip_jax.images.metadata import profile_fits
 from diip_jax.images.photo import ImageError, Photo, one_line, to_uint
@@ -180,15 +179,19 @@ def _decode_png(data: bytes, kind: str, max_pixels: int) -> Decoded:
 
 
 def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> Decoded:
-    decoded = decode_with_pillow(data, kind, max_pixels)
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        segments, info = getattr(image, "applist", []), image.info
-    xmp, notes = without_appended(decoded.xmp, segments)
-    # Pillow's "dpi" may come from EXIF, which is kept apart.
-    scale = {1: 1.0, 2: 2.54}.get(info.get("jfif_unit", 0), 0.0)
-    across, down = info.get("jfif_density", (0, 0))
-    dpi = (scale * across, scale * down) if scale * across * down else None
-    return decoded._replace(xmp=xmp, dpi=dpi, warnings=decoded.warnings + notes)
+    data, metadata = jpeg.split(data)
+    try:
+        decoded = decode_with_pillow(data, kind, max_pixels)
+    except UnidentifiedImageError:  # perhaps for a damaged list of more pictures
+        decoded = decode_with_pillow(jpeg.bare(data), kind, max_pixels)
+    xmp, notes = without_appended(metadata.xmp, metadata.contents)
+    return decoded._replace(
+        exif=metadata.exif,
+        icc=metadata.icc,
+        xmp=xmp,
+        dpi=metadata.dpi,
+        warnings=decoded.warnings + notes,
+    )
 
 
 def _decode_avif(data: bytes, kind: str, max_pixels: int) -> Decoded:

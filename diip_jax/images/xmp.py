@@ -1,7 +1,7 @@
 """XMP packets: what must not be told of the output is taken out, the rest is left."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 # One space before an attribute: a pattern of more takes time that is quadratic in the
@@ -43,21 +43,20 @@ def split_xmp(xmp: Any) -> tuple[int | None, bytes | None]:
 
 
 def without_appended(
-    xmp: bytes | None, segments: Iterable[tuple[str, bytes]]
+    xmp: bytes | None, segments: Sequence[bytes]
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """Take out of XMP what tells of data behind the picture in its file.
 
     Args:
         xmp: XMP packet of a JPEG, or None.
-        segments: names and contents of the segments of the JPEG.
+        segments: contents of the segments of the JPEG.
 
     Returns:
         The packet without a gain map, a list of what follows in the file, and a
         pointer to more XMP; and warnings.
     """
-    segments = list(segments)
     packet, notes = xmp or b"", []
-    iso = any(content.startswith(_ISO_GAIN_MAP) for _, content in segments)
+    iso = any(content.startswith(_ISO_GAIN_MAP) for content in segments)
     if iso or any(name in packet for name in _GAIN_MAPS):
         notes.append(GAIN_MAP_LOST)
     if _CAMERA in packet and re.search(_MOTION, packet):
@@ -69,7 +68,7 @@ def without_appended(
     if _EXTENDED_XMP.search(packet):
         packet = _EXTENDED_XMP.sub(b"", packet)
         notes.append("the second part of the XMP packet is not kept")
-    if any(content.startswith(b"Photoshop 3.0\0") for _, content in segments):
+    if any(content.startswith(b"Photoshop 3.0\0") for content in segments):
         notes.append("the Photoshop and IPTC data are not kept")
     return packet or None, tuple(notes)
 
