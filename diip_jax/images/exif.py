@@ -87,6 +87,20 @@ def split_exif(
     return turned, EXIF_HEADER + out if entries else None, ()
 
 
+def with_tags(page: Directory, other: Directory) -> Directory:
+    """Return a page that has the metadata of another one too, where it has no own.
+
+    Args:
+        page: directory of a picture.
+        other: another directory of the same file.
+    """
+    own = {entry.tag for entry in page.entries}
+    own |= _LAYOUT_TAGS - {Base.XMLPacket, Base.InterColorProfile}
+    return page._replace(
+        entries=page.entries + tuple(e for e in other.entries if e.tag not in own)
+    )
+
+
 def exif_of_tiff(
     data: bytes, page: Directory, *, keep_colour: bool
 ) -> tuple[bytes | None, tuple[str, ...]]:

@@ -324,11 +324,13 @@ def repointed(data: bytes, page: Directory) -> bytes:
         data: the whole file.
         page: the page.
     """
+    if first_directory(data).at == page.at and page.entry(Base.Orientation) is None:
+        return data
     out = bytearray(data)
     code, start = ("Q", 8) if page.big else ("I", 4)
     struct.pack_into(page.order + code, out, start, page.at)
     set_orientation(out, page)
-    return bytes(out) if out != data else data
+    return bytes(out)
 
 
 def set_orientation(out: bytearray, directory: Directory) -> None:

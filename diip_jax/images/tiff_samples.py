@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from diip_jax.images import tiff
-from diip_jax.images.exif import chromaticities, exif_of_tiff, resolution
+from diip_jax.images.exif import chromaticities, exif_of_tiff, resolution, with_tags
 from diip_jax.images.photo import CODEC_ERRORS, ImageError, import_extra
 from diip_jax.images.samples import MAX_BYTES, Decoded, check_size, decode_with_pillow
 from diip_jax.images.tiff import (
@@ -84,24 +84,30 @@ def decode_tiff(data: bytes, kind: str, max_pixels: int) -> Decoded:
 
 
 def _tiff_page(data: bytes) -> tuple[Directory, tuple[str, ...]]:
-    """Return the first page that is not a preview of another, and warnings."""
+    """Return the first page that is not a preview of another, and warnings.
+
+    Behind a preview, a page has the tags of the first one too, where it has no own.
+    """
     found: Directory | None = None
     first = tiff.first_directory(data)
+    if not _has_size(first):
+        raise ImageError("the TIFF header is damaged; save the file again")
     for page in tiff.pages(data):
         if page.entry(Base.DNGVersion):
             break
-        subfile = tiff.integer(page, Base.NewSubfileType, 0)
-        is_picture = page.entry(Base.ImageWidth) and page.entry(Base.ImageLength)
-        if not is_picture and page.at == first.at:
-            raise ImageError("the TIFF header is damaged; save the file again")
-        if subfile & (REDUCED_IMAGE | MASK) or not is_picture:
+        subfile = max(page.integers(Base.NewSubfileType), default=0)
+        if subfile & (REDUCED_IMAGE | MASK) or not _has_size(page):
             continue
         if found is not None:
-            return found, ("only the first frame is used",)
+            return with_tags(found, first), ("only the first frame is used",)
         found = page
     if found is None:
         raise ImageError("a camera raw file; develop it to TIFF or PNG first")
-    return found, ()
+    return with_tags(found, first), ()
+
+
+def _has_size(page: Directory) -> bool:
+    return all(page.entry(tag) is not None for tag in _TIFF_SIZES[0])
 
 
 def _tiff_samples(data: bytes, page: Directory, max_pixels: int) -> Decoded:
@@ -129,6 +135,7 @@ def _is_raw_ycbcr(page: Directory) -> bool:
     photometric = tiff.integer(page, Base.PhotometricInterpretation, 0)
     return (
         photometric == Photometric.YCBCR
+        and tiff.integer(page, Base.BitsPerSample, 1) == 8
         and tiff.integer(page, Base.Compression, 1) == 1
         and tiff.integer(page, Base.SamplesPerPixel, 3) == 3
         and tiff.integer(page, Base.PlanarConfiguration, 1) == 1

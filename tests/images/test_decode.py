@@ -320,19 +320,19 @@ def test_ycbcr_tiff(across, down, strips):
 
 
 def test_a_tiff_that_begins_with_a_thumbnail(tmp_path):
-    """The first page that is not a preview is the picture; its tags count."""
+    """The first page that is not a preview is the picture; its tags come first."""
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as file:
         options = {"photometric": "rgb", "metadata": None}
-        small = samples(3)[::2, ::2]
-        file.write(small, subfiletype=1, extratags=[(271, "s", 0, "small", True)],
-                   **options)  # fmt: skip
+        tags = [(271, "s", 0, "small", True), (315, "s", 0, "Artist", True)]
+        file.write(samples(3)[::2, ::2], subfiletype=1, extratags=tags, **options)
         tags = [(274, "H", 1, 6, True), (271, "s", 0, "large", True)]
         file.write(samples(3), extratags=tags, **options)
     photo, written, path = round_trip(buffer.getvalue(), tmp_path)
     np.testing.assert_array_equal(written, upright(samples(3), 6))
     assert photo.warnings == ()
-    assert opened(path).getexif()[271] == "large"
+    exif = opened(path).getexif()
+    assert (exif[271], exif[315]) == ("large", "Artist")
 
 
 @pytest.mark.parametrize("bits", [8, 16])
