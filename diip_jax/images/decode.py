@@ -119,6 +119,7 @@ def _photo(decoded: Decoded) -> Photo:
         xmp=xmp,
         dpi=dpi,
         colour=decoded.colour,
+        text=decoded.text,
         warnings=notes + icc_notes + exif_notes,
     )
 
@@ -174,6 +175,7 @@ def _decode_png(data: bytes, kind: str, max_pixels: int) -> Decoded:
         xmp=metadata.xmp,
         dpi=metadata.dpi,
         colour=metadata.colour,
+        text=metadata.text,
         warnings=notes,
     )
 

@@ -89,7 +89,8 @@ def _encode_png(samples: np.ndarray, like: Photo) -> bytes:
         data = import_extra("imagecodecs", "16-bit PNG in colour").png_encode(samples)
     else:
         data = _save(samples, "PNG")
-    chunks = b"".join(png.chunk(name, content) for name, content in like.colour)
+    own = (*like.colour, *like.text)
+    chunks = b"".join(png.chunk(name, content) for name, content in own)
     if icc := profile_for(like, "PNG"):
         chunks += png.profile_chunk(icc)
     if like.dpi and holds_resolution(like.dpi, "PNG"):

@@ -66,6 +66,8 @@ def unkept(photo: Photo, kind: str) -> tuple[str, ...]:
     """
     directory = exif_directory(photo.exif)
     lost = [f"the PNG colour tag {name}" for name in _unkept_colour(photo, kind)]
+    if photo.text and kind != "PNG":
+        lost.append("the text of the PNG")
     if photo.icc and not profile_for(photo, kind):
         lost.append("the ICC profile")
     if photo.xmp and not xmp_for(photo, kind):

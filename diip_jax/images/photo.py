@@ -53,6 +53,7 @@ class Photo:
             tells outside of EXIF, or None.
         colour: names and contents of PNG's chunks for the colours of the samples,
             without the profile.
+        text: names and contents of PNG's chunks with text.
         warnings: what could not be used or kept, one sentence each.
     """
 
@@ -69,6 +70,7 @@ class Photo:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     colour: tuple[tuple[str, bytes], ...] = ()
+    text: tuple[tuple[str, bytes], ...] = ()
     warnings: tuple[str, ...] = ()
 
 

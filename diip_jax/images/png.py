@@ -14,6 +14,7 @@ HEADER_END = 33  # of the signature and IHDR
 # What tells the colours of the samples, apart from an ICC profile, and their lengths.
 COLOUR_CHUNKS = {"cICP": 4, "sRGB": 1, "gAMA": 4, "cHRM": 32, "mDCV": 24, "cLLI": 8}
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
+_TEXT = ("tEXt", "zTXt", "iTXt")
 _RAW_PROFILE = re.compile(rb"Raw profile type (exif|APP1|xmp)", re.IGNORECASE)
 _METRE = 1  # unit of pHYs
 _INCH = 0.0254  # metres
@@ -29,6 +30,7 @@ class Metadata(NamedTuple):
         xmp: XMP packet, or None.
         dpi: (horizontal, vertical) dots per inch, or None.
         colour: names and contents of `COLOUR_CHUNKS`.
+        text: names and contents of the chunks with other text.
         animated: whether there are frames besides the picture.
         damaged: names of the chunks that are damaged.
     """
@@ -38,6 +40,7 @@ class Metadata(NamedTuple):
     xmp: bytes | None
     dpi: tuple[float, float] | None
     colour: tuple[tuple[str, bytes], ...]
+    text: tuple[tuple[str, bytes], ...]
     animated: bool
     damaged: tuple[str, ...]
 
@@ -84,12 +87,14 @@ def _is_transparency(content: bytes, colour_type: bytes) -> bool:
 
 def _metadata(chunks: list[tuple[str, bytes]], damaged: list[str]) -> Metadata:
     found: dict[str, bytes] = {}
+    text: list[tuple[str, bytes]] = []
     for name, content in chunks:
         try:
             key, value = _understood(name, content)
         except (ValueError, zlib.error):
             damaged.append(name)
         else:
+            text += [(key, value)] if key in _TEXT else []
             found.setdefault(key, value)
     return Metadata(
         exif=found.get("eXIf") or found.get("exif"),
@@ -97,6 +102,7 @@ def _metadata(chunks: list[tuple[str, bytes]], damaged: list[str]) -> Metadata:
         xmp=found.get("xmp"),
         dpi=_dpi(found.get("pHYs", b"")),
         colour=tuple((name, found[name]) for name in COLOUR_CHUNKS if name in found),
+        text=tuple(text),
         animated="fdAT" in found,
         damaged=tuple(dict.fromkeys(damaged)),
     )

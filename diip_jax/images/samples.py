@@ -31,6 +31,7 @@ class Decoded(NamedTuple):
         warnings: what could not be used or kept, one sentence each.
         dpi: (horizontal, vertical) dots per inch of the samples, or None.
         colour: as in `Photo`.
+        text: as in `Photo`.
         orientation: orientation that the file tells outside of EXIF, or None.
     """
 
@@ -44,6 +45,7 @@ class Decoded(NamedTuple):
     warnings: tuple[str, ...]
     dpi: tuple[float, float] | None = None
     colour: tuple[tuple[str, bytes], ...] = ()
+    text: tuple[tuple[str, bytes], ...] = ()
     orientation: int | None = None
 
 

@@ -10,7 +10,14 @@ from PIL import Image
 
 from diip_jax import images
 from diip_jax.images import png as chunks
-from helpers.pictures import GOOD_PNG, by_pillow, by_pypng, samples, with_chunks
+from helpers.pictures import (
+    GOOD_PNG,
+    by_pillow,
+    by_pypng,
+    round_trip,
+    samples,
+    with_chunks,
+)
 
 NAMES = ("tEXt", "zTXt", "iTXt", "iCCP", "gAMA", "cHRM", "pHYs", "sBIT", "eXIf", "tRNS")
 
@@ -55,6 +62,21 @@ def test_bad_content_of_an_ancillary_chunk(name, content):
 @pytest.mark.parametrize("name", ["tEXt", "zTXt", "iTXt"])
 def test_text_that_nobody_needs_is_no_reason_for_anything(name, content):
     assert_read(by_pypng(samples(3), **{name: content}))
+
+
+def test_text_is_kept_in_a_png_and_else_said_to_be_lost(tmp_path):
+    texts = {
+        "tEXt": b"Author\0J\xf6rg",
+        "zTXt": b"Long\0\0" + zlib.compress(b"x" * 999),
+    }
+    texts["iTXt"] = b"Title\0\0\0de\0Titel\0" + "Süß".encode()
+    photo, _, path = round_trip(by_pypng(samples(3), **texts), tmp_path)
+    found = Image.open(path)
+    found.load()
+    assert found.text == {"Author": "Jörg", "Long": "x" * 999, "Title": "Süß"}
+    assert photo.warnings == images.unkept(photo, "PNG") == ()
+    lost = ("the text of the PNG is not kept: TIFF cannot hold it",)
+    assert images.unkept(photo, "TIFF") == lost
 
 
 def test_damaged_pixels_are_still_an_error():
