@@ -78,6 +78,8 @@ def unkept(photo: Photo, kind: str) -> tuple[str, ...]:
         bits_and_grey = photo.bits, photo.grey
         if not all(fits_transfer(e, *bits_and_grey) for e in directory.entries):
             lost.append("the transfer function")
+        if any(entry.value is None for entry in directory.entries):
+            lost.append("an EXIF tag whose value lies outside of EXIF")
         if metadata_entries(directory.entries)[1]:
             lost.append("the description of another file's layout")
     return tuple(f"{what} is not kept: {kind} cannot hold it" for what in lost)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diip_jax import images
-from helpers.exif_blocks import NOTE, camera_tiff
-from helpers.pictures import samples, upright
+from helpers.exif_blocks import NOTE, camera_block, camera_tiff, contents, patched
+from helpers.pictures import by_pillow, samples, upright
 
 
 def test_tags_that_hold_more_than_the_file_are_not_copied():
@@ -30,3 +30,13 @@ def test_a_directory_that_is_none_is_named(tag):
     assert photo.warnings == (f"the TIFF tag {tag} is damaged, and not kept",)
     assert photo.exif is not None
     assert (NOTE in photo.exif) == (tag == 34853)
+
+
+def test_a_value_outside_of_the_block_stays_there_and_is_left_out_of_a_tiff():
+    block = camera_block("<", 1, [(60100, 7, 99, 10**6)])
+    photo = images.read(by_pillow(samples(3), "JPEG", exif=b"Exif\0\0" + block))
+    assert photo.exif == b"Exif\0\0" + patched(block)
+    assert images.unkept(photo, "PNG") == ()
+    (said,) = images.unkept(photo, "TIFF")
+    assert said.startswith("an EXIF tag whose value lies outside of EXIF is not kept")
+    assert ("", 60100) not in contents(images.encode(photo.rgb, photo, "TIFF"))
