@@ -139,8 +139,9 @@ def _kept_entries(
     entries = [e for e in entries if fits_transfer(e, bits, samples.shape[2] < 3)]
     if like.dpi and holds_resolution(like.dpi, "TIFF", directory):
         told = resolution(directory)
-        exact = told is not None and told != like.dpi[::-1]  # not of a turned picture
-        entries += [] if exact else resolution_entries(like.dpi, order)
+        turned = told != like.dpi and told == like.dpi[::-1]
+        if told is None or turned:
+            entries += resolution_entries(like.dpi, order)
     if not (directory and chromaticities(directory)):
         for content in [content for name, content in like.colour if name == "cHRM"]:
             entries += chromaticity_entries(content, order)

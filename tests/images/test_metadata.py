@@ -211,6 +211,16 @@ def test_dpi_of_every_format_in_every_format(source, ext, tmp_path):
         assert "the resolution" not in lost(photo, path)
 
 
+@pytest.mark.parametrize("unit", [2, 3])
+def test_dpi_of_a_tiff_keep_fraction_and_unit(unit, tmp_path):
+    fraction, unit_value = struct.pack("<2I", 1181000, 10000), struct.pack("<H", unit)
+    extra = [(282, 5, 1, fraction), (283, 5, 1, fraction), (296, 3, 1, unit_value)]
+    data = camera_tiff("<", samples(3), extra=extra)
+    found = contents(round_trip(data, tmp_path)[2].read_bytes())
+    assert found["", 282] == found["", 283] == (5, 1, fraction)
+    assert found["", 296] == (3, 1, unit_value)
+
+
 def test_exif_keeps_its_own_dpi_in_a_tiff(tmp_path):
     """A camera's 300, in a file that a program has marked with its default of 72."""
     exif = Image.Exif()
