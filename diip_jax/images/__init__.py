@@ -9,7 +9,7 @@ hold. Samples are mapped by value and never clipped:
 - Signed and 32-bit integers (TIFF) hold 16-bit values in a wider type, as in Pillow's
   mode "I". They become v / 65535. A value outside 0..65535 is refused.
 - Floats (TIFF) hold sRGB in [0, 1]. A value outside is refused.
-- CMYK becomes (1 - ink) (1 - black). Its profile is not kept.
+- CMYK becomes (1 - ink) (1 - black), and Lab (TIFF) sRGB. Their profiles are not kept.
 
 Samples of more than 8 bits are written with 16. Pillow silently cuts some files to 8
 bits; other libraries read and write those: imagecodecs 16-bit PNG in colour or with

@@ -49,12 +49,12 @@ class Photo:
             unrestored; all else is as the file had it.
         icc: ICC profile for samples of this greyness, or None.
         xmp: XMP packet without tiff:Orientation, or None.
+        warnings: what could not be used or kept, one sentence each.
         dpi: (horizontal, vertical) dots per inch of the upright picture, which the file
             tells outside of EXIF, or None.
         colour: names and contents of PNG's chunks for the colours of the samples,
             without the profile.
         text: names and contents of PNG's chunks with text.
-        warnings: what could not be used or kept, one sentence each.
     """
 
     rgb: np.ndarray
@@ -68,10 +68,10 @@ class Photo:
     exif: bytes | None = None
     icc: bytes | None = None
     xmp: bytes | None = None
+    warnings: tuple[str, ...] = ()
     dpi: tuple[float, float] | None = None
     colour: tuple[tuple[str, bytes], ...] = ()
     text: tuple[tuple[str, bytes], ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def to_uint(image: ArrayLike, bits: int) -> np.ndarray:

@@ -142,11 +142,9 @@ def _raw_profile(text: bytes) -> tuple[str, bytes]:
     """Return EXIF or XMP from the hexadecimal text of older ImageMagick."""
     profile = bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     head, _, packet = profile.partition(b"\0")
-    return (
-        ("xmp", packet)
-        if head.startswith(b"http://ns.adobe")
-        else (("xmp", profile) if profile.startswith(b"<") else ("exif", profile))
-    )
+    if head.startswith(b"http://ns.adobe"):
+        return "xmp", packet
+    return "xmp" if profile.startswith(b"<") else "exif", profile
 
 
 def _dpi(content: bytes) -> tuple[float, float] | None:

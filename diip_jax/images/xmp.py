@@ -23,7 +23,7 @@ _CAMERA = b"http://ns.google.com/photos/1.0/camera/"
 _MOTION = rb"(?:MotionPhoto|MicroVideo)\w*"
 _ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1\0"
 _EXTENDED_XMP = re.compile(rb"""\sxmpNote:HasExtendedXMP\s*=\s*["']\w*["']""")
-GAIN_MAP_LOST = "the HDR gain map is not kept: the output is the standard picture"
+_GAIN_MAP_LOST = "the HDR gain map is not kept: the output is the standard picture"
 
 
 def split_xmp(xmp: Any) -> tuple[int | None, bytes | None]:
@@ -58,7 +58,7 @@ def without_appended(
     packet, notes = xmp or b"", []
     iso = any(content.startswith(_ISO_GAIN_MAP) for content in segments)
     if iso or any(name in packet for name in _GAIN_MAPS):
-        notes.append(GAIN_MAP_LOST)
+        notes.append(_GAIN_MAP_LOST)
     if _CAMERA in packet and re.search(_MOTION, packet):
         packet = _without_namespace(packet, _CAMERA, _MOTION)
         notes.append("the video of the motion photo is not kept")

@@ -93,6 +93,14 @@ def test_metadata_behind_the_pixels_are_found():
     assert photo.colour == (("gAMA", struct.pack(">I", 45455)),)
 
 
+@pytest.mark.parametrize("head", [b"", b"http://ns.adobe.com/xap/1.0/\0"])
+def test_xmp_in_the_text_chunk_of_older_imagemagick(head):
+    xmp = b"<x:xmpmeta/>"
+    text = f"\nxmp\n{len(head + xmp):8}\n{(head + xmp).hex()}\n".encode()
+    data = by_pypng(samples(3), tEXt=b"Raw profile type xmp\0" + text)
+    assert assert_read(data).xmp == xmp
+
+
 def test_compressed_xmp():
     xmp = b"<x:xmpmeta/>" * 100
     content = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)
