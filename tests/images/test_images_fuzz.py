@@ -376,7 +376,7 @@ def test_a_few_damaged_files():
 
 
 def test_a_few_files_with_damaged_metadata():
-    fuzz("metadata", 100_000, 96, 1)
+    fuzz("metadata", 100_000, 60, 1)
 
 
 @pytest.mark.slow
