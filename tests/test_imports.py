@@ -25,7 +25,10 @@ ROWS = [
 LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
 INSIDE = {
-    "images": ["photo", "metadata", "decode", "encode", ""],
+    "images": [
+        *("photo", "avif", "bmp", "png", "xmp", "tiff", "exif"),
+        *("jpeg", "metadata", "samples", "tiff_samples", "decode", "encode", ""),
+    ],
     "metrics": ["", "lpips", "lpips_weights"],
     "unets": ["ops", "layers", "adm", "ddpm", ""],
     "training": [

@@ -1,14 +1,15 @@
 """Image files and float arrays: every common format, and nothing is lost on the way.
 
 `read` returns a `Photo`: the upright colours in [0, 1], and what a restoration must
-keep (alpha, depth, greyness, EXIF, ICC, XMP). `write` puts a restored image into a file
-together with these. Samples are mapped by value and never clipped:
+keep (alpha, depth, greyness, EXIF, ICC, XMP, resolution, colour tags). `write` puts a
+restored image into a file together with these; `unkept` says what its format cannot
+hold. Samples are mapped by value and never clipped:
 
 - Unsigned integers of n <= 16 bits become v / (2^n - 1).
 - Signed and 32-bit integers (TIFF) hold 16-bit values in a wider type, as in Pillow's
   mode "I". They become v / 65535. A value outside 0..65535 is refused.
 - Floats (TIFF) hold sRGB in [0, 1]. A value outside is refused.
-- CMYK becomes (1 - ink) (1 - black). Its profile is not kept.
+- CMYK becomes (1 - ink) (1 - black), and Lab (TIFF) sRGB. Their profiles are not kept.
 
 Samples of more than 8 bits are written with 16. Pillow silently cuts some files to 8
 bits; other libraries read and write those: imagecodecs 16-bit PNG in colour or with
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike
 from diip_jax import storage
 from diip_jax.images.decode import MAX_PIXELS, READABLE_SUFFIXES, decode_photo, load
 from diip_jax.images.encode import WRITERS, encode_samples, file_format, output_suffix
+from diip_jax.images.metadata import unkept
 from diip_jax.images.photo import ImageError, Photo, codec_guard, to_uint, unwritable
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "output_suffix",
     "read",
     "to_uint",
+    "unkept",
     "unwritable",
     "write",
 ]

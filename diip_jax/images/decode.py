@@ -1,36 +1,22 @@
 """From the bytes of a file to its samples, and from those to a photo."""
 
 import contextlib
-import io
 import os
 import re
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
-from PIL.ExifTags import Base
+from PIL import Image, UnidentifiedImageError
 
-from diip_jax.images.metadata import (
-    PREMULTIPLIED_ALPHA,
-    REDUCED_IMAGE,
-    STRAIGHT_ALPHA,
-    UNDEFINED,
-    UNSIGNED,
-    Photometric,
-    integer_tag,
-    read_orientation,
-    split_exif,
-    split_xmp,
-    tiff_tags,
-)
-from diip_jax.images.photo import ImageError, Photo, import_extra, one_line, to_uint
+from diip_jax.images import avif, bmp, jpeg, png
+from diip_jax.images.exif import split_exif
+from diip_jax.images.metadata import profile_fits
+from diip_jax.images.photo import ImageError, Photo, one_line, to_uint
+from diip_jax.images.samples import MAX_BYTES, Decoded, check_size, decode_with_pillow
+from diip_jax.images.tiff_samples import decode_tiff
+from diip_jax.images.xmp import split_xmp, without_appended
 
 MAX_PIXELS = 2**30 // 6  # 179 million, Pillow's own limit
-_MAX_BYTES = 2**31  # of a file, and of its decoded samples
-# A header that claims more is a lie. 1-bit deflate packs 8256 pixels into a byte, and
-# no codec packs tighter, except WebP and AVIF on one flat colour.
-_MAX_PIXELS_PER_BYTE = 10_000
-_SMALL = 2**24  # pixels that any header may claim
 
 # A folder walk takes files of these suffixes for pictures. HEIC is among them although
 # Pillow needs a plugin for it: to refuse it by name is better than to skip it silently.
@@ -42,35 +28,12 @@ _SIGNATURES = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "JPEG": rb"\xff\xd8\xff",
     "WEBP": rb"RIFF....WEBP",
-    "TIFF": rb"II[*+]\x00|MM\x00[*]",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
     "BMP": rb"BM",
     "GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{4,64}avi[fs])",  # before HEIF: mif1 is both
     "HEIF": rb"....ftyp(?:he[iv][cmsx]|m[is]f1)",
 }
-# Tags with the size of a TIFF's picture, and of one tile.
-_TIFF_SIZES = (
-    (Base.ImageWidth, Base.ImageLength),
-    (Base.TileWidth, Base.TileLength),
-)
-# The photometric interpretations that are read.
-_LAYOUTS: dict[int, str] = {
-    Photometric.WHITE_IS_ZERO: "L",
-    Photometric.BLACK_IS_ZERO: "L",
-    Photometric.RGB: "RGB",
-    Photometric.CMYK: "CMYK",
-}
-
-
-class _Decoded(NamedTuple):
-    samples: np.ndarray  # (H, W, C) uint8, uint16, or float32 in [0, 1]; not turned yet
-    layout: str  # what the channels are: L, RGB or CMYK, then A if there is alpha
-    mode: str
-    format: str
-    exif: Image.Exif | bytes | None
-    icc: Any
-    xmp: Any
-    warnings: tuple[str, ...]
 
 
 def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
@@ -88,11 +51,11 @@ def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
     name = os.fspath(source) if is_path else getattr(source, "name", "the given file")
     try:
         with open(source, "rb") if is_path else contextlib.nullcontext(source) as file:
-            data = file.read(_MAX_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except (OSError, MemoryError, ValueError) as error:  # ValueError: NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise ImageError(one_line(f"cannot read {name}: {reason}")) from error
-    if len(data) > _MAX_BYTES:
+    if len(data) > MAX_BYTES:
         raise ImageError(f"cannot read {name}: more than 2 GiB; make it smaller")
     return str(name), data
 
@@ -109,8 +72,9 @@ def decode_photo(data: bytes, max_pixels: int) -> Photo:
             is damaged. Codecs raise other errors too; `codec_guard` translates them.
     """
     kind = _sniff(data)
-    decode = _decode_tiff if kind == "TIFF" else _decode_with_pillow
-    return _photo(decode(data, kind, max_pixels))
+    decode = {"TIFF": decode_tiff, "PNG": _decode_png, "JPEG": _decode_jpeg}
+    decode |= {"AVIF": _decode_avif, "BMP": _decode_bmp}
+    return _photo(decode.get(kind, decode_with_pillow)(data, kind, max_pixels))
 
 
 def _sniff(data: bytes) -> str:
@@ -124,32 +88,19 @@ def _sniff(data: bytes) -> str:
     return kinds[0]
 
 
-def _check_size(width: int, height: int, num_bytes: int, max_pixels: int) -> None:
-    pixels = width * height
-    if pixels > max_pixels:
-        raise ImageError(
-            f"{width}x{height} is more than {max_pixels} pixels; if you trust the file,"
-            f" pass --max_pixels {pixels}"
-        )
-    if min(width, height) < 1 or pixels > max(_SMALL, _MAX_PIXELS_PER_BYTE * num_bytes):
-        raise ImageError(
-            f"the header says {width}x{height} in a file of {num_bytes} bytes; it is"
-            " damaged, save it again"
-        )
-
-
 # From samples to a photo.
 
 
-def _photo(decoded: _Decoded) -> Photo:
+def _photo(decoded: Decoded) -> Photo:
     samples, layout, notes = decoded.samples, decoded.layout, decoded.warnings
     height, width = samples.shape[:2]
     tag, exif, exif_notes = split_exif(decoded.exif)
     xmp_tag, xmp = split_xmp(decoded.xmp)
-    orientation = tag or xmp_tag or 1
-    icc = decoded.icc if isinstance(decoded.icc, bytes) else None
-    if layout.startswith("CMYK") and icc:
-        icc, notes = None, (*notes, "the CMYK profile is not kept: the output is RGB")
+    orientation = decoded.orientation or tag or xmp_tag or 1
+    icc, icc_notes = _profile(decoded)
+    dpi = decoded.dpi
+    if dpi and orientation >= 5:
+        dpi = dpi[1], dpi[0]
     samples, alpha = _upright(samples, orientation), None
     if layout.endswith("A"):
         samples, alpha = samples[..., :-1], samples[..., -1]
@@ -166,8 +117,25 @@ def _photo(decoded: _Decoded) -> Photo:
         exif=exif,
         icc=icc,
         xmp=xmp,
-        warnings=notes + exif_notes,
+        dpi=dpi,
+        colour=decoded.colour,
+        text=decoded.text,
+        warnings=notes + icc_notes + exif_notes,
     )
+
+
+def _profile(decoded: Decoded) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the ICC profile, if the output can have it, and warnings."""
+    icc, grey = decoded.icc, decoded.layout.startswith("L")
+    if not icc or not isinstance(icc, bytes):
+        return None, ()
+    if decoded.layout.startswith("CMYK") or decoded.mode == "LAB":
+        name = decoded.mode.partition(";")[0].removesuffix("A")
+        return None, (f"the {name} profile is not kept: the output is RGB",)
+    if not profile_fits(icc, grey):
+        kind = "grey" if grey else "RGB"
+        return None, (f"the ICC profile is not kept: it is not for {kind} samples",)
+    return icc, ()
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -194,142 +162,65 @@ def _rgb(samples: np.ndarray) -> np.ndarray:
 # Decoding.
 
 
-def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> _Decoded:
-    with Image.open(io.BytesIO(data), formats=[kind]) as image:
-        _check_size(*image.size, len(data), max_pixels)
-        notes = ("only the first frame is used",) * getattr(image, "is_animated", False)
-        xmp = image.info.pop("xmp", None)  # else Pillow may turn a TIFF by it
-        image.load()  # a PNG may have metadata after the pixels: `info` comes later
-        info, mode, name = image.info, image.mode, image.format or kind
-        if kind == "PNG" and _png_depth(data) == 16:
-            layout, samples = _deep_png(data, image)
-            mode = "I;16" if layout == "L" else f"{layout};16"
-        else:
-            if kind == "PNG" and mode == "L" and "transparency" in info:
-                # Pillow widens 2 and 4-bit samples but not the transparent value.
-                info["transparency"] *= 255 // (2 ** _png_depth(data) - 1)
-            layout, samples = _pillow_samples(image)
-    pixi = data.find(b"pixi") + 9 if kind == "AVIF" else 0  # where AVIF has the depth
-    if pixi > 9 and data[pixi : pixi + 1] > b"\x08":
-        notes += ("samples of more than 8 bits are read as 8",)
-    exif, icc, xmp = info.get("exif"), info.get("icc_profile"), info.get("xmp", xmp)
-    if exif is None and "Raw profile type exif" in info:  # from older ImageMagick
-        exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
-    return _Decoded(samples, layout, mode, name, exif, icc, xmp, notes)
-
-
-def _pillow_samples(image: Image.Image) -> tuple[str, np.ndarray]:
-    if image.mode == "CMYK":
-        return "CMYK", np.asarray(image)
-    grey = image.mode in ("1", "L", "LA", "La")
-    if not grey and image.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX"):
-        raise ImageError(f"colour mode {image.mode} is not supported; save it as RGB")
-    layout = ("L" if grey else "RGB") + "A" * image.has_transparency_data
-    samples = np.asarray(image if image.mode == layout else image.convert(layout))
-    samples = samples.reshape(*samples.shape[:2], -1)
-    if image.mode == "P" and (samples[..., 1:3] == samples[..., :1]).all():
-        # A palette of greys holds one colour channel.
-        layout, samples = layout.replace("RGB", "L"), np.delete(samples, (1, 2), axis=2)
-    return layout, samples
-
-
-def _png_depth(data: bytes) -> int:
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageError("the PNG header is missing; the file is damaged")
-    return data[24]
-
-
-def _deep_png(data: bytes, image: Image.Image) -> tuple[str, np.ndarray]:
-    if image.mode.startswith("I") and "transparency" not in image.info:
-        return "L", np.asarray(image).astype(np.uint16)[..., None]
-    samples = import_extra("imagecodecs", "16-bit PNG in colour").png_decode(data)
-    samples = samples.reshape(*samples.shape[:2], -1)
-    return ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1], samples
-
-
-def _decode_tiff(data: bytes, kind: str, max_pixels: int) -> _Decoded:
-    tags = tiff_tags(data)
-    for width, height in _TIFF_SIZES:
-        size = integer_tag(tags, width, 1), integer_tag(tags, height, 1)
-        _check_size(*size, len(data), max_pixels)
-    is_preview = integer_tag(tags, Base.NewSubfileType, 0) & REDUCED_IMAGE
-    if is_preview or Base.DNGVersion in tags:
-        raise ImageError("a camera raw file; develop it to TIFF or PNG first")
-    bits = integer_tag(tags, Base.BitsPerSample, 1)
-    sample_format = integer_tag(tags, Base.SampleFormat, UNSIGNED)
-    if bits > 8 or sample_format not in (UNSIGNED, UNDEFINED):
-        return _decode_deep_tiff(data)._replace(exif=tags)
-    decoded = _decode_with_pillow(data, kind, max_pixels)
-    # Pillow turns a TIFF while loading it. Turning it back lets every format take the
-    # same steps.
-    orientation = read_orientation(tags) or 1
-    stored = _upright(decoded.samples, {6: 8, 8: 6}.get(orientation, orientation))
-    return decoded._replace(samples=stored, exif=tags)
-
-
-def _decode_deep_tiff(data: bytes) -> _Decoded:
-    tifffile = import_extra("tifffile", "TIFF deeper than 8 bits")
-    import_extra("imagecodecs", "TIFF deeper than 8 bits")
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        layout = _LAYOUTS.get(int(page.photometric), "")
-        colours = {"L": 1, "RGB": 3, "CMYK": 4}.get(layout, 99)
-        if page.samplesperpixel < colours or page.axes not in ("YX", "YXS", "SYX"):
-            raise ImageError("not a grey, RGB or CMYK TIFF; save it as RGB")
-        if page.nbytes > _MAX_BYTES:
-            raise ImageError("its samples take more than 2 GiB; make it smaller")
-        _check_segments(page, len(data))
-        stored = page.asarray(maxworkers=1)
-        icc, xmp = map(page.tags.valueof, (Base.InterColorProfile, Base.XMLPacket))
-        notes = ("only the first frame is used",) * file.pages.is_multipage
-    if page.axes == "SYX":
-        stored = np.moveaxis(stored, 0, -1)
-    samples = _by_value(stored.reshape(*stored.shape[:2], -1), page.bitspersample)
-    if page.photometric == Photometric.WHITE_IS_ZERO:
-        white = 1 if samples.dtype.kind == "f" else 65535
-        samples[..., 0] = white - samples[..., 0]
-    extra = page.extrasamples
-    known = not extra or extra[0] in (PREMULTIPLIED_ALPHA, STRAIGHT_ALPHA)
-    alpha = samples.shape[2] > colours and known
-    if samples.shape[2] > colours + alpha:
-        notes += ("channels that are neither colour nor alpha are not kept",)
-    samples = samples[..., : colours + alpha]
-    if alpha and extra and extra[0] == PREMULTIPLIED_ALPHA:
-        samples = _unpremultiplied(samples)
-    layout += "A" * alpha
-    mode = f"{layout};{page.bitspersample}" + "F" * (stored.dtype.kind == "f")
-    mode = "I;16" if mode == "L;16" else mode
-    return _Decoded(samples, layout, mode, "TIFF", None, icc, xmp, notes)
-
-
-def _check_segments(page: Any, num_bytes: int) -> None:
-    """Refuse a page with missing data, which tifffile would fill with zeros."""
-    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    missing = len(segments) < np.prod(page.chunked)
-    if missing or any(n < 1 or start + n > num_bytes for start, n in segments):
-        raise ImageError("the TIFF data are truncated; save the file again")
-
-
-def _by_value(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Return TIFF samples as uint16 or as float32 in [0, 1], by the package's rules."""
-    kind, low, high = samples.dtype.kind, samples.min(), samples.max()
-    if kind == "f" and low >= 0 and high <= 1:  # False for NaN
-        return samples.astype(np.float32)
-    if kind in "iu" and bits >= 16 and low >= 0 and high <= 65535:
-        return samples.astype(np.uint16)
-    if kind == "u" and bits < 16:
-        return samples.astype(np.float32) / np.float32(2**bits - 1)
-    allowed = "[0, 1]" if kind == "f" else "0..65535"
-    raise ImageError(
-        f"{samples.dtype} samples from {low} to {high}, not in {allowed}; scale them"
-        " and save as 16-bit"
+def _decode_png(data: bytes, kind: str, max_pixels: int) -> Decoded:
+    data, metadata = png.split(data)
+    decoded = decode_with_pillow(data, kind, max_pixels, icc=metadata.icc)
+    notes = ("only the first frame is used",) * metadata.animated
+    notes += tuple(
+        f"the PNG chunk {name} is damaged and not used" for name in metadata.damaged
+    )
+    return decoded._replace(
+        exif=metadata.exif,
+        icc=metadata.icc,
+        xmp=metadata.xmp,
+        dpi=metadata.dpi,
+        colour=metadata.colour,
+        text=metadata.text,
+        warnings=notes,
     )
 
 
-def _unpremultiplied(samples: np.ndarray) -> np.ndarray:
-    values = samples.astype(np.float32)
-    if samples.dtype == np.uint16:
-        values /= 65535
-    alpha = values[..., -1:]
-    np.divide(values[..., :-1], alpha, out=values[..., :-1], where=alpha > 0)
-    return np.minimum(values, 1)
+def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> Decoded:
+    data, metadata = jpeg.split(data)
+    try:
+        decoded = decode_with_pillow(data, kind, max_pixels)
+    except UnidentifiedImageError:  # perhaps for a damaged list of more pictures
+        decoded = decode_with_pillow(jpeg.bare(data), kind, max_pixels)
+    xmp, notes = without_appended(metadata.xmp, metadata.contents)
+    return decoded._replace(
+        exif=metadata.exif,
+        icc=metadata.icc,
+        xmp=xmp,
+        dpi=metadata.dpi,
+        warnings=decoded.warnings + notes,
+    )
+
+
+def _decode_avif(data: bytes, kind: str, max_pixels: int) -> Decoded:
+    data, exif = avif.split(data)
+    decoded = decode_with_pillow(data, kind, max_pixels)
+    # A box of AVIF's own turns the picture, whatever EXIF says; Pillow reports it so.
+    orientation, _, _ = split_exif(decoded.exif)
+    deep = ("samples of more than 8 bits are read as 8",) * (avif.bits(data) > 8)
+    return decoded._replace(
+        exif=exif,
+        orientation=orientation or 1,
+        colour=avif.colour(data),
+        warnings=decoded.warnings + deep,
+    )
+
+
+def _decode_bmp(data: bytes, kind: str, max_pixels: int) -> Decoded:
+    try:
+        decoded = decode_with_pillow(data, kind, max_pixels)
+    except OSError:  # Pillow knows some masks only
+        if not bmp.masks(data):
+            raise
+        decoded = None
+    # Pillow knows no alpha in pixels of 16 bits.
+    if decoded is None or (decoded.layout == "RGB" and len(bmp.masks(data)) > 3):
+        check_size(*bmp.size(data), len(data), max_pixels, limited=False)
+        samples = bmp.decode(data)
+        layout = "RGBA"[: samples.shape[2]]
+        decoded = Decoded(samples, layout, layout, "BMP", None, None, None, ())
+    return decoded._replace(dpi=bmp.dpi(data))

@@ -1,147 +1,112 @@
-"""Metadata: EXIF, XMP, ICC profiles and the tags of TIFF."""
+"""Metadata: what a file of each format can hold of EXIF, XMP, ICC and colour tags."""
 
-import io
-import re
-import struct
-from enum import IntEnum
-from typing import Any
+import math
 
-from PIL import Image
-from PIL.ExifTags import Base
-
-from diip_jax.images.photo import CODEC_ERRORS, ImageError
-
-EXIF_HEADER = b"Exif\x00\x00"
-_XMP_ORIENTATION = re.compile(
-    rb"""\s+tiff:Orientation\s*=\s*["']([1-8])["']"""
-    rb"|<tiff:Orientation>\s*([1-8])\s*</tiff:Orientation>"
+from diip_jax.images.exif import (
+    chromaticities,
+    exif_directory,
+    fits_transfer,
+    metadata_entries,
+    resolution,
 )
-_BIGTIFF_VERSION = 43
-# Tags that say how the samples lie in a TIFF file, that hold the picture again
-# (sub-images, Photoshop's layers), or that are handled apart (XMP, ICC). All other tags
-# are metadata.
-_LAYOUT_NAMES = """
-    NewSubfileType SubfileType ImageWidth ImageLength BitsPerSample Compression
-    PhotometricInterpretation Thresholding CellWidth CellLength FillOrder StripOffsets
-    SamplesPerPixel RowsPerStrip StripByteCounts MinSampleValue MaxSampleValue
-    PlanarConfiguration FreeOffsets FreeByteCounts GrayResponseUnit GrayResponseCurve
-    T4Options T6Options TransferFunction Predictor WhitePoint PrimaryChromaticities
-    ColorMap HalftoneHints TileWidth TileLength TileOffsets TileByteCounts SubIFDs
-    InkSet ExtraSamples SampleFormat SMinSampleValue SMaxSampleValue TransferRange
-    ClipPath JPEGTables JPEGProc JpegIFOffset JpegIFByteCount JpegRestartInterval
-    JpegLosslessPredictors JpegPointTransforms JpegQTables JpegDCTables JpegACTables
-    YCbCrCoefficients YCbCrSubSampling YCbCrPositioning ReferenceBlackWhite
-    XMLPacket ImageResources InterColorProfile
-"""
-_OLD_JPEG_UNASSIGNED = 516  # the gap in the range of old-style JPEG
-_IMAGE_SOURCE_DATA = 37724  # Photoshop's layers
-LAYOUT_TAGS = (
-    *(Base[name] for name in _LAYOUT_NAMES.split()),
-    *(_OLD_JPEG_UNASSIGNED, _IMAGE_SOURCE_DATA),
-)
+from diip_jax.images.photo import Photo
+from diip_jax.images.tiff import Directory
 
-# Values of TIFF tags, from TIFF 6.0 and its supplements.
-REDUCED_IMAGE = 1  # a bit of NewSubfileType: a preview of another picture
-ADOBE_DEFLATE = 8  # Compression
-HORIZONTAL_DIFFERENCES = 2  # Predictor
-UNSIGNED, UNDEFINED = 1, 4  # SampleFormat
-PREMULTIPLIED_ALPHA, STRAIGHT_ALPHA = 1, 2  # ExtraSamples
+_PROFILE_KIND = slice(16, 20)  # where an ICC profile names its colour space
+_LARGEST_XMP = 65502  # bytes in one segment of JPEG
+_LARGEST_ICC = 255 * 65519  # bytes in 255 segments of JPEG
+# The dots per inch that fit: integers of 16 bits; per metre, of 31; fractions of 32.
+_RESOLUTIONS = {"JPEG": (0.5, 65535), "PNG": (0.02, 5e7), "TIFF": (0.01, 4e5)}
 
 
-class Photometric(IntEnum):
-    """What the samples of a TIFF mean: values of PhotometricInterpretation."""
-
-    WHITE_IS_ZERO = 0
-    BLACK_IS_ZERO = 1
-    RGB = 2
-    CMYK = 5
-
-
-def tiff_tags(data: bytes) -> Image.Exif:
-    """Return the tags of the first picture of a TIFF file.
-
-    An EXIF block is a small TIFF, so `Image.Exif` reads both.
+def profile_fits(icc: bytes, grey: bool) -> bool:
+    """Tell whether a profile is for samples of this kind.
 
     Args:
-        data: bytes of the file.
-
-    Raises:
-        ImageError: the width or the height is missing.
+        icc: ICC profile.
+        grey: whether there is one colour channel, else RGB.
     """
-    tags, start = Image.Exif(), None
-    if data[2] == _BIGTIFF_VERSION:
-        tags.bigtiff, tags.endian = True, "<"
-        (start,) = struct.unpack_from("<8xQ", data)
-    tags.load_from_fp(io.BytesIO(data), start)
-    if Base.ImageWidth not in tags or Base.ImageLength not in tags:
-        raise ImageError("the TIFF header is damaged; save the file again")
-    return tags
+    return icc[_PROFILE_KIND] == (b"GRAY" if grey else b"RGB ")
 
 
-def integer_tag(tags: Image.Exif, tag: int, default: int) -> int:
-    """Return the value of an integer tag, or the largest of several.
+def profile_for(photo: Photo, kind: str) -> bytes | None:
+    """Return the profile to write into a file, or None.
 
     Args:
-        tags: tags of a TIFF.
-        tag: number of the tag.
-        default: value if the tag is missing.
-
-    Raises:
-        ImageError: a value is not an integer.
+        photo: what is written.
+        kind: output format. WebP has no grey.
     """
-    values = tags.get(tag, default)
-    values = values if isinstance(values, tuple) else (values,)
-    if not all(isinstance(value, int) for value in values):
-        raise ImageError(f"the TIFF tag {tag} is damaged; save the file again")
-    return max(values)
+    if not photo.icc or not profile_fits(photo.icc, photo.grey and kind != "WEBP"):
+        return None
+    return None if kind == "JPEG" and len(photo.icc) > _LARGEST_ICC else photo.icc
 
 
-def split_exif(
-    source: Image.Exif | bytes | None,
-) -> tuple[int | None, bytes | None, tuple[str, ...]]:
-    """Take the orientation out of EXIF.
+def xmp_for(photo: Photo, kind: str) -> bytes | None:
+    """Return the XMP packet to write into a file, or None.
 
     Args:
-        source: EXIF block, or tags of a TIFF, or None. The layout tags of a TIFF are
-            removed too.
-
-    Returns:
-        The orientation or None, the rest as an EXIF block or None, and warnings.
+        photo: what is written.
+        kind: output format.
     """
-    orientation = None
-    try:
-        exif = source if isinstance(source, Image.Exif) else Image.Exif()
-        if isinstance(source, bytes):
-            exif.load(source)
-        orientation = read_orientation(exif)
-        for tag in (Base.Orientation, *(LAYOUT_TAGS if exif is source else ())):
-            exif.pop(tag, None)
-        exif.bigtiff = False  # no other format knows it
-        block = exif.tobytes() if len(exif) else None
-    except CODEC_ERRORS:
-        block, notes = None, ("the EXIF data are damaged and not kept",)
-    else:
-        notes = ()
-    return orientation, block, notes
+    too_large = kind == "JPEG" and len(photo.xmp or b"") > _LARGEST_XMP
+    return None if too_large else photo.xmp
 
 
-def read_orientation(exif: Image.Exif) -> int | None:
-    """Return the orientation, 1 to 8; None if it is missing or another value."""
-    value = exif.get(Base.Orientation)
-    return value if value in range(1, 9) else None
+# What a format cannot hold.
 
 
-def split_xmp(xmp: Any) -> tuple[int | None, bytes | None]:
-    """Take the orientation out of XMP.
+def unkept(photo: Photo, kind: str) -> tuple[str, ...]:
+    """Return what a format cannot hold of a photo's metadata, one sentence each.
+
+    `photo.warnings` has what was lost in reading already.
 
     Args:
-        xmp: XMP packet, or None; what is not bytes is ignored.
-
-    Returns:
-        The orientation or None, and the rest of the packet or None.
+        photo: what is written.
+        kind: output format: "PNG", "TIFF", "WEBP" or "JPEG".
     """
-    if not xmp or not isinstance(xmp, bytes):
-        return None, None
-    match = _XMP_ORIENTATION.search(xmp)
-    value = int(match[1] or match[2]) if match else None
-    return value, _XMP_ORIENTATION.sub(b"", xmp)
+    directory = exif_directory(photo.exif)
+    lost = [f"the PNG colour tag {name}" for name in _unkept_colour(photo, kind)]
+    if photo.text and kind != "PNG":
+        lost.append("the text of the PNG")
+    if photo.icc and not profile_for(photo, kind):
+        lost.append("the ICC profile")
+    if photo.xmp and not xmp_for(photo, kind):
+        lost.append("the XMP packet")
+    if photo.dpi and not holds_resolution(photo.dpi, kind, directory):
+        lost.append("the resolution")
+    if kind == "TIFF" and directory is not None:
+        bits_and_grey = photo.bits, photo.grey
+        if not all(fits_transfer(e, *bits_and_grey) for e in directory.entries):
+            lost.append("the transfer function")
+        if any(entry.value is None for entry in directory.entries):
+            lost.append("an EXIF tag whose value lies outside of EXIF")
+        if metadata_entries(directory.entries)[1]:
+            lost.append("the description of another file's layout")
+    return tuple(f"{what} is not kept: {kind} cannot hold it" for what in lost)
+
+
+def _unkept_colour(photo: Photo, kind: str) -> list[str]:
+    names = [] if kind == "PNG" else [name for name, _ in photo.colour]
+    directory = exif_directory(photo.exif)
+    in_exif = directory is not None and chromaticities(directory)
+    return [n for n in names if n != "cHRM" or not (kind == "TIFF" or in_exif)]
+
+
+def holds_resolution(
+    dpi: tuple[float, float], kind: str, directory: Directory | None = None
+) -> bool:
+    """Tell whether a format, or the EXIF block in it, can hold a resolution.
+
+    TIFF has one place for the resolution of the file and that of EXIF; EXIF's stays.
+
+    Args:
+        dpi: (horizontal, vertical) dots per inch.
+        kind: output format.
+        directory: first directory of the EXIF block, or None without a block.
+    """
+    told = resolution(directory)
+    same = told is not None and math.isclose(sum(told), sum(dpi), rel_tol=0.01)
+    if kind == "WEBP" or (kind == "TIFF" and told is not None):
+        return same
+    least, most = _RESOLUTIONS[kind]
+    return all(least <= value <= most for value in dpi)

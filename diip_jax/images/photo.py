@@ -44,12 +44,17 @@ class Photo:
         format: "PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF" or "HEIF".
         orientation: EXIF orientation that was applied, 1 to 8.
         stored_size: (width, height) in the file, before the orientation was applied.
-        exif: EXIF block, which starts with "Exif", or None. It has no Orientation tag,
-            which would turn the picture again, and no thumbnail, which would show it
-            unrestored.
-        icc: ICC profile, or None.
+        exif: EXIF block, which starts with "Exif", or None. Its Orientation, if it has
+            one, is 1, and it links no thumbnail, which would show the picture
+            unrestored; all else is as the file had it.
+        icc: ICC profile for samples of this greyness, or None.
         xmp: XMP packet without tiff:Orientation, or None.
         warnings: what could not be used or kept, one sentence each.
+        dpi: (horizontal, vertical) dots per inch of the upright picture, which the file
+            tells outside of EXIF, or None.
+        colour: names and contents of PNG's chunks for the colours of the samples,
+            without the profile.
+        text: names and contents of PNG's chunks with text.
     """
 
     rgb: np.ndarray
@@ -64,6 +69,9 @@ class Photo:
     icc: bytes | None = None
     xmp: bytes | None = None
     warnings: tuple[str, ...] = ()
+    dpi: tuple[float, float] | None = None
+    colour: tuple[tuple[str, bytes], ...] = ()
+    text: tuple[tuple[str, bytes], ...] = ()
 
 
 def to_uint(image: ArrayLike, bits: int) -> np.ndarray:

@@ -136,7 +136,7 @@ def round_trip(data: bytes, tmp_path, ext: str = "auto"):
 
 def tiff(tags: dict[int, tuple[str, tuple[int, ...]]], pixels: bytes) -> bytes:
     """A little-endian TIFF of one strip, from the layout tables of TIFF 6.0."""
-    tags = dict(sorted((tags | {273: ("I", (8,)), 279: ("I", (len(pixels),))}).items()))
+    tags = dict(sorted(({273: ("I", (8,)), 279: ("I", (len(pixels),))} | tags).items()))
     start = 8 + len(pixels) + len(pixels) % 2
     spare, entries = start + 2 + 12 * len(tags) + 4, b""
     tail = b""

@@ -29,6 +29,7 @@ from helpers.pictures import (
 
 imagecodecs = pytest.importorskip("imagecodecs")
 png = pytest.importorskip("png")
+tifffile = pytest.importorskip("tifffile")
 
 
 def test_one_bit():
@@ -193,14 +194,6 @@ def test_premultiplied_alpha_is_divided_out(tmp_path):
     assert (error <= slack)[alpha[..., 0] > 0].all()
 
 
-def test_channels_that_are_not_alpha_are_reported():
-    array = samples(4, 16)
-    data = by_tifffile(array, photometric="rgb", extrasamples=["unspecified"])
-    photo = images.read(data)
-    assert photo.alpha is None
-    assert "neither colour nor alpha" in photo.warnings[0]
-
-
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_only_the_first_frame_is_used(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
@@ -261,6 +254,114 @@ def test_heic_gets_a_clear_line(monkeypatch):
         images.read(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
+def test_tiff_kinds_that_only_tifffile_reads():
+    """8-bit CMYK with alpha, and codecs that Pillow does not have."""
+    array = samples(5)
+    photo = images.read(
+        by_tifffile(array, photometric="separated", extrasamples=["unassalpha"])
+    )
+    ink = array[..., :4] / 255
+    expected = (1 - ink[..., :3]) * (1 - ink[..., 3:])
+    np.testing.assert_allclose(photo.rgb, expected, atol=1e-6)  # float32 arithmetic
+    np.testing.assert_array_equal(photo.alpha, array[..., 4])
+    assert (photo.bits, photo.mode) == (8, "CMYKA")
+    for codec in ("webp", "jpegxl"):
+        array = np.kron(samples(3), np.ones((8, 8, 1), np.uint8))
+        options = {"compressionargs": {"lossless": True}, "photometric": "rgb"}
+        data = by_tifffile(array, compression=codec, **options)
+        photo = images.read(data)
+        np.testing.assert_array_equal(images.to_uint(photo.rgb, 8), array)
+        assert (photo.bits, photo.mode) == (8, "RGB")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_big_endian_bigtiff(bits, tmp_path):
+    array = samples(3, bits)
+    data = by_tifffile(array, photometric="rgb", bigtiff=True, byteorder=">")
+    np.testing.assert_array_equal(round_trip(data, tmp_path)[1], array)
+
+
+def test_lab_tiff():
+    """Against the closed forms of CIE Lab and sRGB: white, a grey, and sRGB's red."""
+    stored = struct.pack("3B Bbb Bbb", 255, 0, 0, 137, 0, 0, 138, 81, 70)
+    photo = images.read(by_pillow(Image.frombytes("LAB", (3, 1), stored), "TIFF"))
+    assert (photo.mode, photo.grey, photo.bits) == ("LAB", False, 8)
+    # L* = 137 / 2.55: Y = ((L* + 16) / 116)^3 = 0.2170, which sRGB codes as 128.8.
+    # The red of sRGB is L*a*b* = 54.3, 80.8, 69.9 under D50.
+    expected = [[255, 255, 255], [128.8, 128.8, 128.8], [255, 0, 0]]
+    # 3: steps of 0.4 in L* and 1 in a* and b*
+    np.testing.assert_allclose(photo.rgb[0] * 255, expected, atol=3)
+
+
+@pytest.mark.parametrize("strips", [1, 2])
+@pytest.mark.parametrize(("across", "down"), [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_ycbcr_tiff(across, down, strips):
+    """Blocks of luma with one pair of chroma, against the equations of BT.601."""
+    height, width = 12, 16
+    luma = np.random.default_rng(0).integers(0, 256, (height, width))
+    small = (height // down, width // across, 2)
+    chroma = np.random.default_rng(1).integers(90, 160, small)
+    stored = bytearray()
+    for row, column in np.ndindex(small[:2]):
+        block = luma[row * down :, column * across :][:down, :across]
+        stored += bytes([*block.ravel().tolist(), *chroma[row, column].tolist()])
+    size = len(stored) // strips
+    values = {256: width, 257: height, 258: 8, 259: 1, 262: 6, 277: 3}
+    values |= {278: height // strips}
+    tags: dict = {tag: ("H", (value,)) for tag, value in values.items()}
+    tags |= {258: ("H", (8, 8, 8)), 530: ("H", (across, down))}
+    tags |= {273: ("I", (8, 8 + size)[:strips]), 279: ("I", (size,) * strips)}
+    blue, red = np.moveaxis(chroma.repeat(down, 0).repeat(across, 1) - 128.0, 2, 0)
+    green = luma - 0.344136 * blue - 0.714136 * red
+    expected = np.dstack([luma + 1.402 * red, green, luma + 1.772 * blue])
+    got = images.read(tiff(tags, bytes(stored))).rgb * 255
+    # 1: Pillow rounds in tables
+    np.testing.assert_allclose(got, expected.clip(0, 255), atol=1)
+
+
+def test_a_tiff_that_begins_with_a_thumbnail(tmp_path):
+    """The first page that is not a preview is the picture; its tags come first."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        options = {"photometric": "rgb", "metadata": None}
+        tags = [(271, "s", 0, "small", True), (315, "s", 0, "Artist", True)]
+        file.write(samples(3)[::2, ::2], subfiletype=1, extratags=tags, **options)
+        tags = [(274, "H", 1, 6, True), (271, "s", 0, "large", True)]
+        file.write(samples(3), extratags=tags, **options)
+    photo, written, path = round_trip(buffer.getvalue(), tmp_path)
+    np.testing.assert_array_equal(written, upright(samples(3), 6))
+    assert photo.warnings == ()
+    exif = opened(path).getexif()
+    assert (exif[271], exif[315]) == ("large", "Artist")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_an_extra_channel_of_a_tiff_is_reported(bits):
+    data = by_tifffile(
+        samples(4, bits), photometric="rgb", extrasamples=["unspecified"]
+    )
+    photo = images.read(data)
+    assert photo.alpha is None
+    np.testing.assert_array_equal(
+        images.to_uint(photo.rgb, bits), samples(4, bits)[..., :3]
+    )
+    assert photo.warnings == (
+        "channels that are neither colour nor alpha are not kept",
+    )
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_a_very_compressible_picture_is_not_damaged(kind, monkeypatch):
+    """WebP of one colour and an empty fax; the limits are scaled down with the size."""
+    monkeypatch.setattr("diip_jax.images.samples._SMALL", 1000)
+    monkeypatch.setattr("diip_jax.images.samples._MAX_PIXELS_PER_BYTE", 1000)
+    options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "group4"}}[kind]
+    image = Image.new("1" if kind == "TIFF" else "L", (1500, 1000), 1)
+    data = by_pillow(image, kind, **options)
+    assert 1000 * len(data) < 1500 * 1000
+    assert images.read(data).stored_size == (1500, 1000)
+
+
 BOMB = struct.pack(">II", 60_000, 60_000) + GOOD_PNG[24:29]
 SPARSE = tiff(
     {
@@ -294,7 +395,7 @@ BAD = {
     + GOOD_PNG[33:],
     "lying png": with_chunks(GOOD_PNG)[:16] + b"\0\0\x30\0\0\0\x30\0" + GOOD_PNG[24:],
     "raw": by_tifffile(samples(3), [(50706, "B", 4, (1, 4, 0, 0))], photometric="rgb"),
-    "lab": by_pillow(Image.new("LAB", (4, 4)), "TIFF"),
+    "camera raw": by_tifffile(samples(3), subfiletype=1, photometric="rgb"),
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Damaged image files through `images.read`: a picture or one ImageError, nothing else.
 
-Run as a script, this file is the child: `python test_images_fuzz.py START COUNT`
-mutates and reads files START to START + COUNT - 1 of one fixed sequence, so every
-finding can be repeated by its number. The parent watches from outside: a crash, an
+Run as a script, this file is the child: `python test_images_fuzz.py SEQUENCE START
+COUNT` mutates and reads files START to START + COUNT - 1 of a fixed sequence, so every
+finding can be repeated by its number. The sequence "files" damages whole files,
+"metadata" only what describes the picture: entries of directories and their values,
+XMP, profiles, chunks. The parent watches from outside: a crash, an
 exception of another class, five seconds on one file (SIGALRM kills even a decoder that
 holds the interpreter lock), 2 GiB of memory, or a Python warning on stderr fails the
 test. (The C libraries inside Pillow and imagecodecs may write lines of their own.)
@@ -16,13 +18,16 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from diip_jax import images
+from helpers.exif_blocks import camera_block, camera_tiff
+from helpers.pictures import with_chunks
 
 SEED = 20250
 SECONDS = 5
@@ -106,6 +111,106 @@ def seeds() -> dict[str, bytes]:
     return files
 
 
+def described() -> dict[str, bytes]:
+    """Return one file per format with all the metadata that it can hold."""
+    import tifffile
+
+    rgb, grey = Image.fromarray(picture(3)), Image.fromarray(picture(1)[..., 0])
+    xmp = (
+        b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"'
+        b' tiff:Orientation="6" xmpNote:HasExtendedXMP="0A" hdrgm:Version="1.0">'
+        b"<hdrgm:a>1</hdrgm:a></x:xmpmeta>"
+    )
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    files = {}
+    for order in "<>":
+        block = camera_block(order)
+        meta = {"exif": b"Exif\0\0" + block, "icc_profile": icc, "xmp": xmp}
+        files[f"jpeg {order}"] = save(rgb, "JPEG", dpi=(300, 300), **meta)
+        files[f"webp {order}"] = save(rgb, "WEBP", **meta)
+        chunks = {"eXIf": block, "iCCP": b"x\0\0" + zlib.compress(icc)}
+        chunks |= {"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0" + xmp, "tRNS": bytes(6)}
+        chunks |= {"zTXt": b"Comment\0\0" + zlib.compress(b"text"), "gAMA": bytes(4)}
+        chunks |= {"cHRM": bytes(range(32)), "pHYs": bytes(9), "cICP": b"\x09\x10\0\1"}
+        files[f"png {order}"] = with_chunks(save(rgb, "PNG"), **chunks)
+        files[f"tiff {order}"] = camera_tiff(order, picture(3))
+        options = {"byteorder": order, "bigtiff": True, "photometric": "rgb"}
+        tags = [(271, "s", 0, "Maker", True), (60000, "Q", 2, (1, 2**40), True)]
+        tags += [(301, "H", 256, tuple(range(256)), True), (700, "B", 4, xmp[:4], True)]
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, picture(3), extratags=tags, **options)
+        files[f"tiff big {order}"] = buffer.getvalue()
+        if "AVIF" in Image.SAVE:  # without Orientation, so that Pillow keeps the block
+            plain = block.replace(
+                *(struct.pack(f"{order}HHI", tag, 3, 1) for tag in (274, 269))
+            )
+            options = meta | {"exif": plain}
+            files[f"avif {order}"] = save(rgb, "AVIF", **options)
+    files["jpeg grey"] = save(grey, "JPEG", icc_profile=icc)
+    return files
+
+
+def directory_entries(data: bytes) -> list[tuple[int, str, int]]:
+    """Where the entries of every directory of TIFF in a file are.
+
+    Each is (offset in the file, byte order, length); directories are found by the
+    header of a TIFF, and those that they point to by following every LONG.
+    """
+    found = []
+    for mark, order in ((b"II*\0", "<"), (b"MM\0*", ">"), (b"II+\0", "<"),
+                        (b"MM\0+", ">")):  # fmt: skip
+        base = data.find(mark)
+        if base < 0:
+            continue
+        big = 43 in mark
+        head, step = ("Q", 20) if big else ("H", 12)
+        start = struct.unpack_from(order + ("8xQ" if big else "4xI"), data, base)[0]
+        starts, seen = [start], set()
+        while starts and len(seen) < 20:
+            at = base + starts.pop()
+            if at in seen or at + 8 > len(data):
+                continue
+            seen.add(at)
+            (count,) = struct.unpack_from(order + head, data, at)
+            first = at + struct.calcsize(order + head)
+            if count > 100 or first + count * step > len(data):
+                continue
+            for place in range(first, first + count * step, step):
+                found.append((place, order, step))
+                tag, kind = struct.unpack_from(order + "HH", data, place)
+                if kind in (4, 13) and tag in (34665, 34853, 40965):
+                    starts += struct.unpack_from(order + "I", data, place + step - 4)
+    return found
+
+
+def redescribed(name: str, data: bytes, rng: np.random.Generator) -> bytes:
+    """Return a file whose metadata are damaged, and little else."""
+    out, entries = bytearray(data), directory_entries(data)
+    marks = (b"<x:xmp", b"hdrgm", b"acsp", b"Exif", b"iCCP", b"eXIf", b"iTXt", b"tRNS")
+    marks += (b"cHRM", b"pHYs", b"cICP", b"zTXt", b"JFIF", b"iloc", b"infe", b"colr")
+    for _ in range(rng.integers(1, 5)):
+        if entries and rng.random() < 0.7:
+            place, order, step = entries[rng.integers(len(entries))]
+            offset = int(rng.choice([0, 2, 2, 4, 4, step - 4, step - 4, step - 4]))
+            code = order + ("H" if offset < 4 else "I")
+            value = int(
+                rng.choice([*EXTREME, *range(20), len(data), 274, 34665, 40965])
+            )
+            if rng.random() < 0.2:  # an entry that is another one
+                other, *_ = entries[rng.integers(len(entries))]
+                out[place : place + step] = data[other : other + step]
+            else:
+                value %= 2 ** (8 * struct.calcsize(code))
+                struct.pack_into(code, out, place + offset, value)
+        else:
+            found = [at for mark in marks if (at := data.find(mark)) >= 0]
+            if found:
+                at = found[rng.integers(len(found))] + rng.integers(-8, 60)
+                out[at % len(out)] = rng.integers(256)
+    is_png = out[:4] == b"\x89PNG" and rng.random() < 0.8  # else the checksum is wrong
+    return repaired(bytes(out)) if is_png else bytes(out)
+
+
 EXTREME = (0, 1, 2, 255, 4096, 12_000, 13_377, 32_767, 65_535, 2**31 - 1, 2**32 - 1)
 
 
@@ -176,10 +281,13 @@ def mutated(name: str, data: bytes, rng: np.random.Generator) -> bytes:
     return repaired(bytes(out)) if out[:4] == b"\x89PNG" else bytes(out)
 
 
-def case(files: dict[str, bytes], index: int) -> tuple[str, bytes]:
-    """Return the name and the bytes of one mutated file of the sequence."""
+SEQUENCES = {"files": (seeds, mutated), "metadata": (described, redescribed)}
+
+
+def case(files: dict[str, bytes], change: Callable, index: int) -> tuple[str, bytes]:
+    """Return the name and the bytes of one mutated file of a sequence."""
     name = list(files)[index % len(files)]
-    return name, mutated(name, files[name], np.random.default_rng([SEED, index]))
+    return name, change(name, files[name], np.random.default_rng([SEED, index]))
 
 
 def check(photo: images.Photo) -> None:
@@ -191,9 +299,12 @@ def check(photo: images.Photo) -> None:
     assert photo.rgb.max() <= 1
     assert photo.stored_size in ((width, height), (height, width))
     assert photo.alpha is None or photo.alpha.shape == (height, width)
-    if height * width <= 10**6:  # what was read can be written
-        for kind in ("PNG", "TIFF"):
-            assert images.encode(photo.rgb, photo, kind)
+    if height * width <= 10**6:  # what was read can be written, and read again
+        kinds = ("PNG", "TIFF", "WEBP", "JPEG") if height * width < 10**4 else ("PNG",)
+        for kind in kinds[: 3 if photo.alpha is not None else 4]:
+            again = images.read(images.encode(photo.rgb, photo, kind))
+            assert again.rgb.shape == photo.rgb.shape
+            assert all(isinstance(said, str) for said in images.unkept(photo, kind))
 
 
 def peak_memory() -> int:
@@ -209,13 +320,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def child(start: int, count: int) -> None:
-    files = seeds()
+def child(sequence: str, start: int, count: int) -> None:
+    make, change = SEQUENCES[sequence]
+    files = make()
     for good in files.values():
         check(images.read(good))
     read = 0
     for index in range(start, start + count):
-        name, data = case(files, index)
+        name, data = case(files, change, index)
         sys.stdout.write(f"{index} {name}\n")
         sys.stdout.flush()
         signal.alarm(SECONDS)  # the default action of SIGALRM ends the process
@@ -231,15 +343,18 @@ def child(start: int, count: int) -> None:
     sys.stdout.write(f"done {read}\n")
 
 
-def run_child(start: int, count: int) -> int:
+def run_child(sequence: str, start: int, count: int) -> int:
     """Read a batch in a process of its own; return how many gave a picture."""
     here = Path(__file__).resolve()
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(here), str(start), str(count)],
+        [sys.executable, "-W", "error", str(here), sequence, str(start), str(count)],
         capture_output=True,
         text=True,
         cwd=here.parents[2],
-        env={"PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"},
+        env={
+            "PYTHONPATH": f"{here.parents[2]}:{here.parents[1]}",
+            "OMP_NUM_THREADS": "1",
+        },
         check=False,
     )
     last = done.stdout.splitlines()[-1:] or ["nothing"]
@@ -248,23 +363,28 @@ def run_child(start: int, count: int) -> int:
     return int(last[0].removeprefix("done "))
 
 
-def fuzz(start: int, count: int) -> None:
+def fuzz(sequence: str, start: int, count: int, most: float) -> None:
     pytest.importorskip("imagecodecs")
     pytest.importorskip("tifffile")
-    read = run_child(start, count)
+    read = run_child(sequence, start, count)
     # Both outcomes must occur, or the mutations test nothing.
-    assert 0.05 * count < read < 0.9 * count
+    assert 0.05 * count < read < most * count
 
 
 def test_a_few_damaged_files():
-    fuzz(100_000, 144)
+    fuzz("files", 100_000, 144, 0.9)
+
+
+def test_a_few_files_with_damaged_metadata():
+    fuzz("metadata", 100_000, 60, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(8))
-def test_2400_damaged_files(batch):
-    fuzz(batch * BATCH, BATCH)
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_2400_damaged_files(sequence, batch):
+    fuzz(sequence, batch * BATCH, BATCH, 0.9 if sequence == "files" else 1)
 
 
 if __name__ == "__main__":
-    child(int(sys.argv[1]), int(sys.argv[2]))
+    child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
