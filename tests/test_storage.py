@@ -15,7 +15,7 @@ import pytest
 from checkpoints_convert import download, registry
 from diip_jax import compilation, engine, images, storage
 from diip_jax import prior as priors
-from diip_jax.photos import record, resume
+from diip_jax.photos import find, record, resume
 from helpers import seeded
 from helpers.mortal import fate
 
@@ -55,6 +55,33 @@ class Record:
         content = record.read(self.path)
         assert content["more"] == [content["version"]] * 99
         return content["version"]
+
+
+class Result:
+    """A picture and its record, one after the other."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.png"
+
+    def write(self, version):
+        data = images.encode(np.full((8, 8, 3), version / 255), photo(), "PNG")
+        output = {"path": str(self.path)}
+        content = {"status": "ok", "version": version, "output": output}
+        content["schema"] = record.SCHEMA
+        record.write_beside(self.path, data, content)
+
+    def read(self):
+        if not self.path.exists():
+            return None
+        values = np.unique(np.rint(255 * images.read(self.path).rgb))
+        assert find.is_result(self.path)  # or it would be taken for a photo
+        content = record.read(self.path.with_suffix(".json"))
+        assert content["status"] != "ok" or content["version"] == values.item()
+        return int(values.item())
+
+
+class NewResult(Result):
+    """The same where nothing was before."""
 
 
 class Trace:
@@ -159,8 +186,8 @@ def numbered_prior(version):
     return seeded.prior(smallest, seed=version, name=str(version))
 
 
-KINDS = (Image, Record, Trace, State, ConvertedPrior, Download)
-REPLACED = (Image, Record, State, ConvertedPrior)
+KINDS = (Image, Record, Result, NewResult, Trace, State, ConvertedPrior, Download)
+REPLACED = (Image, Record, Result, State, ConvertedPrior)
 
 
 def photo():

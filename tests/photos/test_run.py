@@ -5,7 +5,9 @@ rounded. Orders of events are set up by hand, kills by leaving a run half-way.
 """
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diip_jax import engine, images, metrics, restore
+from diip_jax import engine, images, metrics, restore, storage
 from diip_jax.config import DEFAULT
 from diip_jax.photos import find, plan, record, run, sizing
 from diip_jax.photos.plan import Options
@@ -154,27 +156,27 @@ def test_an_output_that_cannot_be_written_in_the_end_is_a_failure(tiny_prior, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png", "x_diip.png"]
 
 
-def test_a_picture_never_stands_beside_the_record_of_another(
+def test_a_result_that_cannot_be_written_leaves_the_earlier_one(
     tiny_prior, tmp_path, monkeypatch
 ):
-    """A kill between picture and record must not leave the old record behind."""
-    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
-    restored(tiny_prior, decided.tasks)
-    first = (tmp_path / "x_diip.png").read_bytes()
+    """A full disk, at the picture: the earlier result is still known to be one."""
+    source = save(tmp_path / "x.png")
+    restored(tiny_prior, planned(tiny_prior, [source]).tasks)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    num_written = []
 
-    class Killed(BaseException):
-        pass
+    def full(_):
+        num_written.append(1)
+        if len(num_written) == 2:  # after a record, and before another
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def die(*_):
-        raise Killed
-
-    monkeypatch.setattr(record, "write", die)
+    monkeypatch.setattr(storage.os, "fsync", full)
     options = dataclasses.replace(ONE, seed=1)
-    decided = planned(tiny_prior, [tmp_path / "x.png"], options=options)
-    with pytest.raises(Killed):
-        restored(tiny_prior, decided.tasks, options=options)
-    assert (tmp_path / "x_diip.png").read_bytes() != first
-    assert not (tmp_path / "x_diip.json").exists()
+    decided = planned(tiny_prior, [source], options=options)
+    (outcome,), _ = restored(tiny_prior, decided.tasks, options=options)
+    assert "x_diip.png: No space left on device" in outcome.error
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert find.is_result(tmp_path / "x_diip.png")
 
 
 # Runs that are cut short.
