@@ -220,6 +220,10 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_OK
     try:
         return _run(patterns)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a file is named that one may not even ask about
+        return _fail(EXIT_FILE, _refusal(error))
     except Exception as error:
         codes = [ERRORS.get(kind.__name__) for kind in type(error).__mro__]
         code = next((code for code in codes if code is not None), None)
@@ -478,6 +482,12 @@ def _gpu_is_present() -> bool:
 
 
 # How it ends.
+
+
+def _refusal(error: OSError) -> str:
+    """Return what the system refused, and where."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def _fail(code: int, message: object) -> int:

@@ -78,6 +78,24 @@ def check_writable(path: Path) -> None:
         part.unlink()
 
 
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raise what writing so many bytes in a folder would raise; nothing is written.
+
+    For writers that take a full disk badly. Where the system cannot tell, nothing is
+    raised.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with _writing(folder / "room") as (part, file):
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        file.close()
+        part.unlink()
+
+
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` when the block ends.

@@ -303,6 +303,22 @@ def test_a_state_of_another_photo_or_other_settings_is_not_gone_on_from(
     assert resumed() is None
 
 
+def test_a_damaged_state_fails_its_photo_and_no_other(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"), save_every=1)
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name)
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options)
+    digest = f"{plan.digest(tiny_prior, CONFIG, options)}-{decided.tasks[0].sha256}"
+    (tmp_path / "out" / ".a_diip.png.state").mkdir(parents=True)
+    content = json.dumps(digest)
+    (tmp_path / "out" / ".a_diip.png.state" / "digest.json").write_text(content)
+    outcomes, _ = restored(tiny_prior, decided.tasks, options=options)
+    errors = {o.task.source.path.name: o.error for o in outcomes}
+    assert "is damaged" in errors["a.png"]
+    assert "delete it" in errors["a.png"]
+    assert errors["b.png"] is None
+
+
 # Against a reference.
 
 
