@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from diip_jax import diip, entries, images, matched, storage
 from diip_jax.config import DIIPConfig
@@ -291,11 +292,15 @@ def _reference_kind(path: Path) -> entries.Kind:
 
 
 def _check_format(photo: Photo, output: Path) -> None:
-    """Find out on one pixel whether the format of an output can hold a photo."""
-    alpha = None if photo.alpha is None else photo.alpha[:1, :1]
-    pixel = dataclasses.replace(photo, rgb=photo.rgb[:1, :1], alpha=alpha)
+    """Find out on a row and on a column whether a format can hold a photo."""
+    kind = images.file_format(output)
+    height, width, _ = photo.rgb.shape
     try:
-        images.encode(pixel.rgb, pixel, images.file_format(output))
+        images.check_sides(kind, height, width)
+        for strip in (np.s_[:1], np.s_[:, :1]):
+            alpha = None if photo.alpha is None else photo.alpha[strip]
+            part = dataclasses.replace(photo, rgb=photo.rgb[strip], alpha=alpha)
+            images.encode(part.rgb, part, kind)
     except ImageError as error:
         raise ImageError(f"cannot write {output}: {error}") from error
 

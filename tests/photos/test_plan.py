@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from diip_jax import images
 from diip_jax.images import ImageError
 from diip_jax.photos import plan, record, sizing
 from diip_jax.photos.find import OutputError
@@ -130,6 +131,51 @@ def test_what_a_format_cannot_hold_is_known_before_the_restoration(
     )
     assert not decided.tasks
     assert "JPEG cannot hold alpha" in decided.failed[0][1]
+
+
+@pytest.mark.parametrize(
+    ("ext", "size", "said"),
+    [
+        ("webp", (16384, 8), "sides of 16383 pixels at most"),
+        ("webp", (8, 16384), "and the picture is 16384x8"),
+        ("jpg", (65501, 8), "sides of 65500 pixels at most"),
+        ("png", (16384, 8), None),
+    ],
+)
+def test_sides_that_a_format_cannot_have_are_known_before_the_restoration(
+    tiny_prior, tmp_path, ext, size, said
+):
+    source = save(tmp_path / "x.png", np.zeros((*size, 3)))
+    options = dataclasses.replace(ONE, ext=ext)
+    decided = planned(tiny_prior, [source], options=options)
+    assert len(decided.tasks) == (said is None)
+    for _, reason in decided.failed:
+        assert said in reason
+        assert "use --ext png or tiff" in reason
+
+
+def test_what_an_encoder_refuses_is_known_before_the_restoration(
+    tiny_prior, tmp_path, monkeypatch
+):
+    """Asked of the encoder itself, on a row and on a column."""
+    encode, shapes = images.encode, []
+
+    def refuse(image, like, kind):
+        shapes.append(image.shape)
+        if max(image.shape) > 17:
+            raise ImageError("too long for me")
+        return encode(image, like, kind)
+
+    monkeypatch.setattr(images, "encode", refuse)
+    tall, wide = (
+        save(tmp_path / name, np.zeros(shape))
+        for name, shape in (("t.png", (18, 9, 3)), ("w.png", (9, 18, 3)))
+    )
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    decided = planned(tiny_prior, [tall, wide], options=options)
+    assert [path for path, _ in decided.failed] == [tall, wide]
+    assert all("too long for me" in reason for _, reason in decided.failed)
+    assert all(min(shape[:2]) == 1 for shape in shapes)
 
 
 def test_an_input_is_never_written_over(tiny_prior, tmp_path):
