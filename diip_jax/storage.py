@@ -28,10 +28,18 @@ _LONGEST_NAME = 255  # bytes of a file's name, on every common file system
 
 
 def cache_dir() -> Path:
-    """Return the folder of what can be made again: $DIIP_CACHE or the platform's."""
-    if chosen := os.environ.get("DIIP_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("diip_jax", appauthor=False, opinion=False))
+    """Return the folder of what can be made again: $DIIP_CACHE or the platform's.
+
+    Raises:
+        OSError: the system knows no home folder to have it in.
+    """
+    try:
+        if chosen := os.environ.get("DIIP_CACHE"):
+            return Path(chosen).expanduser()
+        folder = platformdirs.user_cache_dir("diip_jax", appauthor=False, opinion=False)
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "no home folder is known") from error
+    return Path(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
