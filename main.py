@@ -119,7 +119,13 @@ _flag(
     "output format; auto is lossless, so that a JPEG gives a PNG",
 )
 _flag("integer", "quality", 95, "of JPEG output", 1, 100)
-_flag("bool", "overwrite", False, "restore again what is finished or half done")
+_flag(
+    "bool",
+    "overwrite",
+    False,
+    "restore again what is finished or half done, and replace a JSON file that is no "
+    "record",
+)
 _flag("string", "prior", "natural64", "a bundled prior, a public checkpoint, a folder")
 _flag("bool", "offline", False, "never touch the network")
 _flag("integer", "seed", 0, "of the random start; the same on every device", 0)
@@ -525,7 +531,8 @@ def _gpu_is_present() -> bool:
 def _refusal(error: OSError) -> str:
     """Return what the system refused, and where."""
     reason = error.strerror or str(error) or type(error).__name__
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+    where = "" if error.filename is None else f"cannot use {error.filename}: "
+    return f"{where}{reason}"
 
 
 def _fail(code: int, message: object) -> int:

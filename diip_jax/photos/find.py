@@ -182,26 +182,27 @@ def _matching(folder: Path, parts: Sequence[str], base: Path) -> Iterator[Source
 
 
 def _inside(folder: Path, recursive: bool) -> list[Source]:
-    found = list(_walk(folder, folder, recursive))
+    found = list(_walk(folder, recursive))
     if not found:
         remedy = "" if recursive else "; pass --recursive to look in its subfolders"
         raise InputError(f"no images in {folder}{remedy}")
     return found
 
 
-def _walk(folder: Path, base: Path, recursive: bool) -> Iterator[Source]:
+def _walk(base: Path, recursive: bool) -> Iterator[Source]:
     """Yield the images of a folder, then those of its subfolders."""
-    deeper = []
-    for source, entry in _read(folder, base):
-        if entry is None:
-            yield source
-        elif entry.kind != "folder":
-            if is_image(entry.path):
+    waiting = [base]
+    while waiting:
+        deeper = []
+        for source, entry in _read(waiting.pop(), base):
+            if entry is None:
                 yield source
-        elif recursive and not entry.is_link and not _is_hidden(entry):
-            deeper.append(entry.path)
-    for path in deeper:
-        yield from _walk(path, base, recursive)
+            elif entry.kind != "folder":
+                if is_image(entry.path):
+                    yield source
+            elif recursive and not entry.is_link and not _is_hidden(entry):
+                deeper.append(entry.path)
+        waiting += reversed(deeper)
 
 
 def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None]]:
@@ -213,6 +214,8 @@ def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None]]:
     """
     try:
         inside = entries.listing(folder)
+    except (FileNotFoundError, NotADirectoryError):  # no match, or gone by now
+        return
     except OSError as error:
         name = folder.relative_to(base) if folder != base else Path(folder.name)
         yield Source(folder, name, problem=unreadable(folder, error)), None

@@ -251,12 +251,11 @@ def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
             entries.kind(folder / path.name)
         there = entries.kind(task.record_path)
     except OSError as error:
-        raise images.unwritable(task.output, error) from error
-    if (
-        there == "file"
-        and not options.overwrite
-        and record.read(task.record_path) is None
-    ):
+        raise ImageError(
+            f"cannot write {task.output}: {error.strerror}; choose another --output"
+        ) from error
+    free = there in ("nothing", "folder") or options.overwrite  # a folder fails later
+    if not free and record.read(task.record_path) is None:
         raise ImageError(
             f"cannot write {task.record_path}: a file is there that is no record of "
             "this program; choose another --output, or pass --overwrite"

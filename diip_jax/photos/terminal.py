@@ -102,7 +102,7 @@ class Terminal:
 
     def fail(self, photo: Path, reason: str) -> None:
         """Tell that a photo failed."""
-        write_line(f"error: {' '.join(reason.split())}")
+        write_line(f"error: {' '.join(reason.splitlines())}")
         self.emit(record.failure(photo, reason, self._failure_code))
 
     def emit(self, content: Mapping[str, Any]) -> None:

@@ -8,11 +8,13 @@ import errno
 import glob
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from diip_jax.entries import Entry
 from diip_jax.photos import find
 from diip_jax.photos.find import InputError, OutputError, Source
 
@@ -185,6 +187,21 @@ def test_a_folder_is_not_waited_for(tree):
     }
 
 
+def test_a_deep_tree_is_walked_to_its_end(monkeypatch):
+    """Deeper than Python's own stack; a real one is more than others can delete."""
+    depth = sys.getrecursionlimit() + 10
+    bottom = Path("top", *["d"] * depth, "a.png")
+
+    def listing(folder):
+        kind = "file" if len(folder.parts) == depth + 1 else "folder"
+        return [Entry(Path(*bottom.parts[: len(folder.parts) + 1]), kind, False)]
+
+    monkeypatch.setattr(find.entries, "listing", listing)
+    monkeypatch.setattr(find, "is_folder", lambda _: True)
+    (found,) = find.sources(["top"], recursive=True)
+    assert found.path == bottom
+
+
 def test_a_pipe_named_outright_is_read_once(tmp_path):
     path = tmp_path / "x"
     os.mkfifo(path)
@@ -223,11 +240,15 @@ def test_a_folder_that_looks_like_a_glob_is_meant_as_it_is_written(tree):
 @pytest.mark.parametrize(
     "pattern",
     ["photos/*", "photos/*/*", "photos/**", "photos/**/*", "photos/**/[ab].*"]
-    + ["photos/*/../b.png", "p*/s*/**/*.bmp", "photos/.*/*", "*/sub/**/c.bmp"],
+    + ["photos/*/../b.png", "p*/s*/**/*.bmp", "photos/.*/*", "*/sub/**/c.bmp"]
+    + ["photos/*/none/*", "photos/*/*/..", "photos/*/a.tif", "p*/sub/deep/*"],
 )
 def test_globs_are_those_of_python(tree, pattern):
     (tree / "sub" / "again").symlink_to(tree)  # `glob` goes round and round here
-    found = find.sources([pattern])
+    try:
+        found = find.sources([pattern])
+    except InputError:
+        found = []
     expected = [
         path for path in glob.glob(pattern, recursive=True) if "again" not in path
     ]
