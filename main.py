@@ -7,11 +7,14 @@
 Pictures and their records go to files, --json to stdout, all else to stderr.
 """
 
+import contextlib
 import gc
+import io
 import os
 import sys
 import textwrap
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -70,6 +73,12 @@ ALIASES = {
     "steps": "num_steps",
 }
 _VERBOSE = {"-v": "--verbose=1", "--verbose": "--verbose=1", "-vv": "--verbose=2"}
+# How warnings begin that JAX and `compilation` give for each program.
+CACHE_WARNINGS = (
+    "Error reading persistent compilation cache",
+    "Error writing persistent compilation cache",
+    "cannot keep a trace",
+)
 # Errors by the names of their classes, which are not imported for --help.
 ERRORS = {
     "UsageError": EXIT_USAGE,
@@ -110,7 +119,13 @@ _flag(
     "output format; auto is lossless, so that a JPEG gives a PNG",
 )
 _flag("integer", "quality", 95, "of JPEG output", 1, 100)
-_flag("bool", "overwrite", False, "restore again what is finished or half done")
+_flag(
+    "bool",
+    "overwrite",
+    False,
+    "restore again what is finished or half done, and replace a JSON file that is no "
+    "record",
+)
 _flag("string", "prior", "natural64", "a bundled prior, a public checkpoint, a folder")
 _flag("bool", "offline", False, "never touch the network")
 _flag("integer", "seed", 0, "of the random start; the same on every device", 0)
@@ -220,6 +235,10 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_OK
     try:
         return _run(patterns)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a file is named that one may not even ask about
+        return _fail(EXIT_FILE, _refusal(error))
     except Exception as error:
         codes = [ERRORS.get(kind.__name__) for kind in type(error).__mro__]
         code = next((code for code in codes if code is not None), None)
@@ -250,12 +269,12 @@ def _run(patterns: Sequence[str]) -> int:
         progress=FLAGS.progress,
         failure_code=EXIT_FILE,
     )
-    cache = storage.cache_dir()
+    cache = _cache(storage, terminal.say)
     traces = _keep_programs(jax, cache, terminal.say)
     _choose_device(jax, terminal.say)
     folder = store.locate(
         FLAGS.prior,
-        cache=cache,
+        cache=cache or Path(os.devnull),  # where nothing can be kept
         offline=FLAGS.offline,
         progress=FLAGS.progress and not FLAGS.quiet,
         notify=terminal.say,
@@ -283,7 +302,7 @@ def _run(patterns: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     if summary.num_failed:
         return EXIT_SOME_FAILED if summary.num_done else EXIT_FILE
-    return EXIT_OK
+    return EXIT_FILE if terminal.lost_output else EXIT_OK
 
 
 # The command line.
@@ -419,8 +438,17 @@ def _prepare_process() -> None:
     gc.set_threshold(200_000)
 
 
+def _cache(storage: ModuleType, say: Callable[[str], None]) -> Path | None:
+    """Return the folder of what can be made again, if the system has a place for it."""
+    try:
+        return storage.cache_dir()
+    except OSError as error:
+        say(f"warning: no cache: {error.strerror}; set DIIP_CACHE to a folder")
+        return None
+
+
 def _keep_programs(
-    jax: ModuleType, cache: Path, say: Callable[[str], None]
+    jax: ModuleType, cache: Path | None, say: Callable[[str], None]
 ) -> Path | None:
     """Keep compiled programs for the next start.
 
@@ -429,16 +457,36 @@ def _keep_programs(
     """
     if FLAGS.verbose > 1:
         jax.config.update("jax_log_compiles", True)
+    if cache is None:
+        return None
     folder = cache / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         say(f"warning: no cache for compiled programs: {error}; set DIIP_CACHE")
         return None
+    _warn_once(CACHE_WARNINGS, f"the cache {cache} cannot be used", say)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # Everything is kept: what compiles in a moment adds up to seconds at every start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return cache / "traces"
+
+
+def _warn_once(
+    beginnings: tuple[str, ...], what: str, say: Callable[[str], None]
+) -> None:
+    """Say one line for all the warnings that begin so; there is one per program."""
+    show, told = warnings.showwarning, []
+
+    def say_once(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if not str(message).startswith(beginnings):
+            show(message, *args, **kwargs)
+        elif not told:
+            told.append(message)
+            reason = " ".join(str(message).split())
+            say(f"warning: {what}: {reason}; set DIIP_CACHE to another folder")
+
+    warnings.showwarning = say_once
 
 
 def _choose_device(jax: ModuleType, say: Callable[[str], None]) -> None:
@@ -480,20 +528,53 @@ def _gpu_is_present() -> bool:
 # How it ends.
 
 
+def _refusal(error: OSError) -> str:
+    """Return what the system refused, and where."""
+    reason = error.strerror or str(error) or type(error).__name__
+    where = "" if error.filename is None else f"cannot use {error.filename}: "
+    return f"{where}{reason}"
+
+
 def _fail(code: int, message: object) -> int:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # if nobody can be told, the code tells
+        text = " ".join(str(message).split())
+        print(f"error: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def _prepare_streams() -> None:
+    """Let no closed stream and no odd name in what is printed end the work."""
+    # A closed one is None. The files that are opened here take its number: a picture
+    # that had it would get what others write there. Printing still fails.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            number = os.open(os.devnull, flags)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Let what was not printed yet vanish without an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def cli() -> None:
     """Run the command as a program; no traceback reaches the user."""
+    _prepare_streams()
     try:
         code = main(sys.argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = _fail(EXIT_INTERRUPTED, "stopped; nothing more was written")
     except BrokenPipeError:  # the reader of a picture went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         code = EXIT_FILE
+    except OSError as error:  # of --help, which is printed outside of `_run`
+        _discard_stdout()
+        reason = error.strerror or error
+        code = _fail(EXIT_FILE, f"cannot write to standard output: {reason}")
     except Exception as error:  # the last resort, says what it is
         if os.environ.get("DIIP_DEBUG"):
             raise

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from diip_jax import ddim, storage
+from diip_jax import ddim, entries, storage
 from diip_jax.config import PAPER, DIIPConfig
 from diip_jax.schedule import Schedule
 from diip_jax.unets import adm, ddpm
@@ -235,13 +235,14 @@ def locate(name_or_path: str | Path) -> Path:
 
     Raises:
         PriorError: neither a bundled name nor a folder with a card.
+        OSError: the system does not tell what is there.
     """
     candidates = [
         Path(str(resources.files("diip_jax") / "priors")) / str(name_or_path),
         Path(name_or_path),
     ]
     for path in map(storage.settled, candidates):
-        if (path / "card.json").is_file():
+        if entries.kind(path / "card.json") == "file":
             return path
     raise PriorError(
         f"unknown prior {str(name_or_path)!r}; bundled: {', '.join(bundled())}; or "

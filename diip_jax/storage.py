@@ -7,27 +7,39 @@ callers say what could not be written.
 """
 
 import contextlib
+import errno
 import os
 import platform
 import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import platformdirs
 
+from diip_jax import entries
+
 _PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.(?:tmp|new)")
 _OLD = ".diip-old"  # ends the name of a folder that was moved aside
+_LONGEST_NAME = 255  # bytes of a file's name, on every common file system
 
 
 def cache_dir() -> Path:
-    """Return the folder of what can be made again: $DIIP_CACHE or the platform's."""
-    if chosen := os.environ.get("DIIP_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("diip_jax", appauthor=False, opinion=False))
+    """Return the folder of what can be made again: $DIIP_CACHE or the platform's.
+
+    Raises:
+        OSError: the system knows no home folder to have it in.
+    """
+    try:
+        if chosen := os.environ.get("DIIP_CACHE"):
+            return Path(chosen).expanduser()
+        folder = platformdirs.user_cache_dir("diip_jax", appauthor=False, opinion=False)
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "no home folder is known") from error
+    return Path(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -37,12 +49,29 @@ def write_bytes(path: Path, data: bytes) -> None:
         path: the file; its folder exists.
         data: its content.
     """
-    with _writing(path) as (part, file):
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        os.replace(part, path)
+    write_together([(path, data)])
+
+
+def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files in this order, once the contents of all of them are on the disk.
+
+    A full disk, the usual reason to fail, is found out before anything is replaced.
+
+    Args:
+        files: each file and its content; the folders exist.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = []
+        for path, data in files:
+            _refuse_folder(path)
+            part, file = stack.enter_context(_writing(path))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            parts.append(part)
+        for part, (path, _) in zip(parts, files, strict=True):
+            os.replace(part, path)
 
 
 def check_writable(path: Path) -> None:
@@ -51,9 +80,26 @@ def check_writable(path: Path) -> None:
     Args:
         path: the file; its folder exists.
     """
-    if path.is_dir():
-        raise IsADirectoryError("it is a folder")
+    _refuse_folder(path)
     with _writing(path) as (part, file):
+        file.close()
+        part.unlink()
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raise what writing so many bytes in a folder would raise; nothing is written.
+
+    For writers that take a full disk badly. Where the system cannot tell, nothing is
+    raised.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with _writing(folder / "room") as (part, file):
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
         file.close()
         part.unlink()
 
@@ -79,37 +125,51 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 def settled(folder: Path) -> Path:
     """Return where a folder's content is: elsewhere only after a badly timed kill."""
-    return _old(folder) if _old(folder).exists() and not folder.exists() else folder
+    old = aside(folder)
+    return old if os.path.exists(old) and not os.path.exists(folder) else folder
+
+
+def aside(folder: Path) -> Path:
+    """Return where the old content of a folder is while it is replaced."""
+    return folder.parent / f".{folder.name}{_OLD}"
 
 
 def remove(folder: Path) -> None:
     """Delete a folder that `replacing` made, if it is there."""
-    for path in (folder, _old(folder)):
+    for path in (folder, aside(folder)):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes of this machine left in a folder."""
-    for path in folder.iterdir():
+    """Delete what killed processes of this machine left in a folder.
+
+    A folder that may be written in, but not read, is left as it is.
+    """
+    try:
+        inside = entries.listing(folder)
+    except PermissionError:
+        return
+    for path, kind, is_link in inside:
         if not _is_left_over(path):
             continue
-        if path.is_dir():
+        if kind == "folder" and not is_link:
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _exchange(part: Path, folder: Path) -> None:
     """Give a folder the place of another one, which is deleted if it is there."""
-    old = _old(folder)
-    if folder.exists():
+    old = aside(folder)
+    if os.path.exists(folder):
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     try:
         part.rename(folder)
     except OSError:
-        if not folder.exists():
-            if old.exists():
+        if not os.path.exists(folder):
+            if os.path.exists(old):
                 old.rename(folder)
             raise
         _exchange(part, folder)  # somebody else was faster: theirs is replaced now
@@ -135,20 +195,26 @@ def _writing(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 def _part(path: Path, kind: str) -> Path:
     """Return a new name under which to write what is to become path.
 
-    The leading dot keeps a folder walk from taking it for a picture.
+    The leading dot keeps a folder walk from taking it for a picture. Of a long name, so
+    much is left that the new one is not too long.
     """
-    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name}.{owner}.{kind}")
+    entries.check_name(path)
+    ending = f".{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.{kind}"
+    name = f".{path.name}"
+    while len(os.fsencode(name)) + len(ending) > _LONGEST_NAME:
+        name = name[:-1]
+    return path.with_name(name + ending)
 
 
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}{_OLD}")
+def _refuse_folder(path: Path) -> None:
+    if entries.kind(path) == "folder":
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
 
 
 def _is_left_over(path: Path) -> bool:
     if path.name.endswith(_OLD):
         replaced = path.with_name(path.name.removesuffix(_OLD).removeprefix("."))
-        return _old(replaced) == path and replaced.exists()
+        return aside(replaced) == path and os.path.exists(replaced)
     match = _PART.fullmatch(path.name)
     if match is None or match[1] != _machine():
         return False

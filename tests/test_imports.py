@@ -13,6 +13,7 @@ PACKAGE = ROOT / "diip_jax"
 # From the bottom up: a room (a module or a folder of the package) imports only from
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
+    {"entries"},
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
     | {"degradations", "noise", "ensemble"},
     {"compilation", "images", "stopping", "prior", "tiling"},
@@ -55,6 +56,7 @@ FOREIGN = {
     "metrics.lpips": {"jax", "flax"},
     "degradations": {"numpy", "PIL"},
     "compilation": {"jax"},
+    "entries": set(),
     "storage": {"platformdirs"},
     "unets.ops": {"jax", "numpy"},
     "unets.layers": {"jax", "flax"},

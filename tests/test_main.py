@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ from diip_jax import prior as priors
 from diip_jax.photos import find
 from diip_jax.photos import terminal as console
 from helpers import seeded
+from helpers.disks import small_disk
 from helpers.photos import CONFIG as PRESET
 from helpers.photos import SIZE, save
 
@@ -496,12 +498,56 @@ def test_what_is_no_prior_exits_5(run, tmp_path, name, content, said):
     assert said in err
 
 
+@pytest.mark.parametrize("flag", ["image", "output", "reference", "prior", "suffix"])
+@pytest.mark.parametrize(
+    "name", ["n" * 300, "a\0b", "loop/x"], ids=["long", "nul", "loop"]
+)
+def test_what_the_system_refuses_to_look_at_exits_4(run, tmp_path, flag, name):
+    save(tmp_path / "x.png")
+    for link in ("loop", "x_loop"):
+        (tmp_path / link).symlink_to(link)
+    code, out, err = run(
+        *([] if flag == "image" else ["x.png"]),
+        f"--{flag}={name}",
+        **{"prior": name} if flag == "prior" else {},
+    )
+    assert code == 4
+    assert out == ""
+    assert is_one_line(err)
+    said = ("File name too long", "NUL", "null byte", "Too many levels")
+    assert any(reason in err for reason in said)
+    assert listing(tmp_path) == ["loop", "x.png", "x_loop"]
+
+
 def test_an_empty_folder_exits_4(run, tmp_path):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     code, _, err = run("in")
     assert code == 4
     assert is_one_line(err)
     assert "--recursive" in err
+
+
+def test_strange_entries_of_a_folder_exit_3(run, tmp_path):
+    save(tmp_path / "in" / "good.png")
+    save(tmp_path / "in" / "IMG_1.JPG", seed=1)
+    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    save(tmp_path / "in" / f"{'n' * 246}.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    code, out, err = run("in", "-o", "out", "--json", "--batch_size=1")
+    assert code == 3
+    records = [json.loads(line) for line in out.splitlines()]
+    status = {Path(r["input"]["path"]).name[:6]: r["status"] for r in records}
+    assert status == {
+        "good.p": "ok",
+        "IMG_1.": "ok",  # the JPG comes after the HEIC
+        "loop.p": "failed",
+        "nnnnnn": "failed",
+        "pipe.p": "failed",
+    }
+    assert "IMG_1.HEIC: HEIF is not read here" in err
+    names = ["IMG_1_diip.json", "IMG_1_diip.png", "good_diip.json", "good_diip.png"]
+    assert listing(tmp_path / "out") == names
 
 
 def test_a_folder_of_bad_files_exits_4(run, tmp_path):
@@ -752,6 +798,141 @@ def test_a_line_now_and_then_where_there_is_no_terminal(run, tmp_path, monkeypat
     assert "\r" not in err
 
 
+def test_a_pipe_is_read_once(run, tmp_path):
+    if not Path("/dev/fd").exists():
+        pytest.skip("this system names no pipes")
+    save(tmp_path / "x.png")
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "x.png").read_bytes())
+    os.close(writing)
+    code, _, err = run(f"/dev/fd/{reading}", "-o", "y.png")
+    os.close(reading)
+    assert code == 0, err
+    assert listing(tmp_path) == ["x.png", "y.json", "y.png"]
+
+
+@pytest.fixture
+def cli(monkeypatch, folder, capsys):
+    """Return a function that runs the program on streams: its exit code."""
+
+    def command(*arguments, **streams):
+        for name, stream in streams.items():
+            monkeypatch.setattr(sys, name, stream)
+        line = ["main.py", *arguments, "--prior", str(folder)]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as caught:
+            main.cli()
+        return caught.value.code
+
+    return command
+
+
+def test_names_that_stdout_cannot_encode_are_escaped(cli, tmp_path):
+    for name in ("č.png", "b.png", os.fsdecode(b"\xff.png")):
+        save(tmp_path / "in" / name)
+    for encoding in ("ascii", "utf-8"):
+        with open(tmp_path / "out", "w", encoding=encoding) as stdout:
+            assert cli("in", "--dry_run", stdout=stdout) == 0
+        lines = (tmp_path / "out").read_text(encoding).splitlines()
+        names = {line.partition(" -> ")[0] for line in lines}
+        czech = "č" if encoding == "utf-8" else "\\u010d"
+        assert names == {"in/b.png", f"in/{czech}.png", "in/\\udcff.png"}
+
+
+def test_nothing_said_is_no_reason_to_end(cli, tmp_path):
+    save(tmp_path / "x.png")
+    assert cli("x.png", "--dry_run", stderr=None) == 0
+    with open("/dev/full", "w") as stderr:
+        assert cli("x.png", "--dry_run", stderr=stderr) == 0
+        assert cli("none.png", "--dry_run", stderr=stderr) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["x.png", "--dry_run"],
+        ["x.png", "--dry_run", "--json"],
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+def test_a_standard_output_that_is_full_exits_4(cli, tmp_path, capsys, arguments):
+    save(tmp_path / "x.png")
+    with open("/dev/full", "w") as stdout:
+        assert cli(*arguments, stdout=stdout) == 4
+    err = capsys.readouterr().err
+    assert is_one_line(err)
+    assert "cannot write to standard output: No space left on device" in err
+
+
+def test_photos_are_restored_though_standard_output_is_full(cli, tmp_path, capsys):
+    for n in range(2):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    with open("/dev/full", "w") as stdout:
+        code = cli("in", "-o", "out", "--json", "--batch_size=1", stdout=stdout)
+    assert code == 4
+    assert len(listing(tmp_path / "out")) == 4
+    err = capsys.readouterr().err
+    assert is_one_line(err)
+    assert "2 restored, 0 failed" in err
+    with open("/dev/full", "w") as stdout:
+        assert cli("in/0.png", "-o", "-", stdout=stdout) == 4
+    assert "standard output: No space left" in capsys.readouterr().err
+
+
+def test_a_working_directory_that_is_gone(run, tmp_path, monkeypatch):
+    source = save(tmp_path / "x.png")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(source, "--dry_run")[0] == 0
+    code, _, err = run("x.png", "--dry_run")
+    assert code == 4
+    assert is_one_line(err)
+    assert "No such file" in err
+    assert run(source, "-o", "y.png")[0] == 4
+
+
+def test_no_home_is_no_reason_to_end(run, tmp_path, monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pytest.importorskip("pwd"), "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "DIIP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    save(tmp_path / "x.png")
+    code, _, err = run("x.png", "--dry_run")
+    assert code == 0
+    assert "warning: no cache: no home folder is known; set DIIP_CACHE" in err
+    assert listing(tmp_path) == ["x.png"]
+
+
+SITUATIONS = {
+    "ascii": ("PYTHONIOENCODING=ascii", "", 0),
+    "no stderr": ("", "2>&-", 0),
+    "no streams": ("", "<&- >&- 2>&-", 4),
+    "full stdout": ("", "--json > /dev/full", 4),
+    "full stderr": ("", "2> /dev/full", 0),
+    "gone": ("mkdir gone; cd gone; rmdir ../gone;", "", 0),
+    "process substitution": ("", "", 0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_situations_of_a_real_process(folder, tmp_path, name):
+    before, after, expected = SITUATIONS[name]
+    source = save(tmp_path / "č.png")
+    image = f"<(cat '{source}')" if name == "process substitution" else f"'{source}'"
+    line = f"{before} '{sys.executable}' '{ROOT / 'main.py'}' --image {image} --dry_run"
+    line += f" --output '{tmp_path}/y.png' --prior '{folder}' {after}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=False)
+    assert done.returncode == expected, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
 # Plans.
 
 
@@ -978,6 +1159,39 @@ def test_a_cache_that_cannot_be_used_is_a_warning(run, tmp_path, monkeypatch):
     code, _, err = run("x.png")
     assert code == 0
     assert "DIIP_CACHE" in err
+
+
+def test_warnings_of_the_cache_are_one_line(monkeypatch):
+    """As JAX and `compilation` give them, one for each program."""
+    said = []
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        main._warn_once(main.CACHE_WARNINGS, "the cache x cannot be used", said.append)
+        for n in range(3):
+            for beginning in main.CACHE_WARNINGS:
+                warnings.warn(f"{beginning} entry {n}:\nit is full", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    (line,) = said
+    assert line.startswith("warning: the cache x cannot be used: Error reading")
+    assert line.endswith("entry 0: it is full; set DIIP_CACHE to another folder")
+    assert [str(warning.message) for warning in others] == ["something else"]
+
+
+@pytest.mark.slow  # all is compiled
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_cache_that_is_full_is_one_line(run, tmp_path, monkeypatch, quiet):
+    save(tmp_path / "x.png")
+    with small_disk(tmp_path / "disk", 8) as disk:
+        monkeypatch.setenv("DIIP_CACHE", str(disk))
+        compilation_cache.reset_cache()
+        jax.clear_caches()
+        with warnings.catch_warnings(record=True) as others:
+            warnings.simplefilter("always")
+            code, _, err = run("x.png", *(["--quiet"] if quiet else []))
+    assert code == 0
+    lines = [line for line in err.splitlines() if "warning" in line and "cache" in line]
+    assert len(lines) == (not quiet)
+    assert not [w for w in others if "cache" in str(w.message)]
 
 
 def test_a_second_run_of_the_same_size_compiles_nothing(

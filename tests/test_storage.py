@@ -1,5 +1,6 @@
 """Writes that are whole or not at all, whatever ends them and whatever they write."""
 
+import errno
 import functools
 import itertools
 import os
@@ -15,8 +16,9 @@ import pytest
 from checkpoints_convert import download, registry
 from diip_jax import compilation, engine, images, storage
 from diip_jax import prior as priors
-from diip_jax.photos import record, resume
+from diip_jax.photos import find, record, resume
 from helpers import seeded
+from helpers.disks import small_disk
 from helpers.mortal import fate
 
 
@@ -55,6 +57,33 @@ class Record:
         content = record.read(self.path)
         assert content["more"] == [content["version"]] * 99
         return content["version"]
+
+
+class Result:
+    """A picture and its record, one after the other."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.png"
+
+    def write(self, version):
+        data = images.encode(np.full((8, 8, 3), version / 255), photo(), "PNG")
+        output = {"path": str(self.path)}
+        content = {"status": "ok", "version": version, "output": output}
+        content["schema"] = record.SCHEMA
+        record.write_beside(self.path, data, content)
+
+    def read(self):
+        if not self.path.exists():
+            return None
+        values = np.unique(np.rint(255 * images.read(self.path).rgb))
+        assert find.is_result(self.path)  # or it would be taken for a photo
+        content = record.read(self.path.with_suffix(".json"))
+        assert content["status"] != "ok" or content["version"] == values.item()
+        return int(values.item())
+
+
+class NewResult(Result):
+    """The same where nothing was before."""
 
 
 class Trace:
@@ -159,8 +188,8 @@ def numbered_prior(version):
     return seeded.prior(smallest, seed=version, name=str(version))
 
 
-KINDS = (Image, Record, Trace, State, ConvertedPrior, Download)
-REPLACED = (Image, Record, State, ConvertedPrior)
+KINDS = (Image, Record, Result, NewResult, Trace, State, ConvertedPrior, Download)
+REPLACED = (Image, Record, Result, State, ConvertedPrior)
 
 
 def photo():
@@ -280,6 +309,87 @@ def test_sweeping_spares_what_is_in_use_or_somebody_elses(tmp_path):
     assert {name: (tmp_path / name).exists() for name in names} == names
 
 
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path):
+    for name in ("n" * 255, "é" * 127):
+        storage.write_bytes(tmp_path / name, b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+        with storage.replacing(tmp_path / f"{name[:-20]}.d") as part:
+            assert len(os.fsencode(part.name)) <= 255
+    for name, said in (
+        ("n" * 256, "File name too long"),
+        ("a\0b", "cannot hold a NUL"),
+    ):
+        with pytest.raises(OSError, match=said):
+            storage.write_bytes(tmp_path / name, b"")
+        with pytest.raises(OSError, match=said):
+            storage.check_writable(tmp_path / name)
+    assert not left_in(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_not_swept(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(storage.entries, "listing", refuse)
+    storage.sweep(tmp_path)
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    (tmp_path / "c").mkdir()
+    files = [(tmp_path / name, b"new") for name in "abc"]
+    with pytest.raises(OSError, match="it is a folder"):
+        storage.write_together(files)
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"old"] * 2
+    storage.write_together(files[:2])
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"new"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_room_on_a_disk_is_told_and_none_taken(tmp_path):
+    storage.check_room(tmp_path, 10_000)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        storage.check_room(disk, 30_000)
+        with pytest.raises(OSError, match="No space left"):
+            storage.check_room(disk, 100_000)
+        assert not list(disk.iterdir())
+
+
+# Without the package's own __init__, which imports JAX.
+WRITE = """
+import sys, types
+package = types.ModuleType("diip_jax")
+package.__path__ = [sys.argv[1]]
+sys.modules["diip_jax"] = package
+from pathlib import Path
+from diip_jax import storage
+path, letter = Path(sys.argv[2]), sys.argv[3].encode()
+for n in range(150):
+    storage.check_writable(path)
+    storage.write_bytes(path, letter * (1 + 7919 * n % 100_000))
+    storage.sweep(path.parent)
+"""
+
+
+def test_processes_that_write_one_file_do_not_meet(tmp_path):
+    package, path = Path(storage.__file__).parent, tmp_path / "x"
+    line = [sys.executable, "-c", WRITE, str(package), str(path)]
+    writers = [
+        subprocess.Popen([*line, letter], stderr=subprocess.PIPE) for letter in "ab"
+    ]
+    num_seen = 0
+    while any(writer.poll() is None for writer in writers):
+        content = path.read_bytes() if path.exists() else b"a"
+        assert len(set(content)) == 1  # whole: of one writer, and never empty
+        num_seen += 1
+    for writer in writers:
+        assert writer.communicate()[1] == b""
+        assert writer.returncode == 0
+    assert num_seen > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def number_of_a_dead_process():
     process = subprocess.Popen(["true"])
     process.wait()
@@ -297,3 +407,18 @@ def test_cache_dir_is_read_from_the_environment_at_each_call(monkeypatch, tmp_pa
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         assert storage.cache_dir() == tmp_path / "home" / ".cache" / "diip_jax"
+
+
+def test_no_home_is_told(monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "DIIP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(OSError, match="no home folder is known"):
+        storage.cache_dir()
+    monkeypatch.setenv("DIIP_CACHE", "~/here")
+    with pytest.raises(OSError, match="no home folder is known"):
+        storage.cache_dir()

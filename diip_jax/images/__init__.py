@@ -26,7 +26,13 @@ from numpy.typing import ArrayLike
 
 from diip_jax import storage
 from diip_jax.images.decode import MAX_PIXELS, READABLE_SUFFIXES, decode_photo, load
-from diip_jax.images.encode import WRITERS, encode_samples, file_format, output_suffix
+from diip_jax.images.encode import (
+    WRITERS,
+    check_sides,
+    encode_samples,
+    file_format,
+    output_suffix,
+)
 from diip_jax.images.metadata import unkept
 from diip_jax.images.photo import ImageError, Photo, codec_guard, to_uint, unwritable
 
@@ -35,6 +41,7 @@ __all__ = [
     "READABLE_SUFFIXES",
     "ImageError",
     "Photo",
+    "check_sides",
     "encode",
     "file_format",
     "output_suffix",

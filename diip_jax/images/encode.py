@@ -32,6 +32,7 @@ WRITERS |= {".jpg": "JPEG", ".jpeg": "JPEG"}
 _APP1, _SEGMENT = b"\xff\xe1", 65527  # JPEG's marker of EXIF; bytes of it in a segment
 _LONG_TAGS = {Base.ImageWidth, Base.ImageLength, Base.RowsPerStrip}
 _LONG_TAGS |= {Base.StripOffsets, Base.StripByteCounts}
+LARGEST_SIDES = {"WEBP": 2**14 - 1, "JPEG": 65_500}  # JPEG's is libjpeg's own
 
 
 def file_format(path: str | os.PathLike) -> str:
@@ -64,6 +65,22 @@ def output_suffix(source: Photo | str | os.PathLike, ext: str = "auto") -> str:
     name = f"photo.{source.format}" if isinstance(source, Photo) else source
     suffix = Path(name).suffix.lower()
     return suffix if WRITERS.get(suffix, "JPEG") != "JPEG" else ".png"
+
+
+def check_sides(kind: str, height: int, width: int) -> None:
+    """Raise ImageError where a format cannot hold a picture of this size.
+
+    Args:
+        kind: output format: "PNG", "TIFF", "WEBP" or "JPEG".
+        height: height of the picture.
+        width: width of the picture.
+    """
+    largest = LARGEST_SIDES.get(kind)
+    if largest is not None and max(height, width) > largest:
+        raise ImageError(
+            f"{kind} has sides of {largest} pixels at most, and the picture is "
+            f"{width}x{height}; use --ext png or tiff"
+        )
 
 
 def encode_samples(samples: np.ndarray, like: Photo, kind: str, quality: int) -> bytes:

@@ -123,7 +123,11 @@ def run(
         summary = Summary(len(decided.tasks), 0, interrupted=False)
     else:
         ends = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        summary = _restore(prior, decided.tasks, config, options, terminal, ends)
+        tasks, unwritable = plan.check_writable(decided.tasks)
+        for photo, reason in unwritable:
+            terminal.fail(photo, reason)
+        decided.failed.extend(unwritable)
+        summary = _restore(prior, tasks, config, options, terminal, ends)
     return summary._replace(
         num_done=summary.num_done + len(decided.finished),
         num_failed=summary.num_failed + len(decided.failed),
@@ -148,7 +152,6 @@ def _restore(
     ends: float,
 ) -> Summary:
     """Restore photos and tell of each, until this time of `time.monotonic`."""
-    plan.check_writable(tasks)
     for task in tasks:
         terminal.detail(_plan_line(task, config))
     if not tasks:

@@ -1,13 +1,16 @@
 """Which files a command names, and where their restorations go."""
 
+import fnmatch
 import glob
 import io
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diip_jax import entries
+from diip_jax.entries import Entry
 from diip_jax.images import READABLE_SUFFIXES
 from diip_jax.photos import record
 
@@ -30,19 +33,26 @@ class Source(NamedTuple):
         path: the file, or "-".
         relative: its name relative to what the command named; it decides where the
             output goes and, with the seed, the random start.
-        data: the bytes of standard input, None for a file.
+        data: the bytes of standard input or of a pipe, None for a file.
+        problem: why it cannot be read, where that is known before it is tried.
     """
 
     path: Path
     relative: Path
     data: bytes | None = None
+    problem: str | None = None
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is standard input."""
+        return str(self.path) == STANDARD
 
     def content(self) -> Path | io.BytesIO:
         """Return what `images.read` can read."""
         if self.data is None:
             return self.path
         stream = io.BytesIO(self.data)
-        stream.name = "standard input"
+        stream.name = "standard input" if self.is_standard else str(self.path)
         return stream
 
 
@@ -52,9 +62,10 @@ def sources(
     """Return the image files that paths, folders and globs name, in a stable order.
 
     A file named outright is taken with any suffix, and even if it is missing: reading
-    it fails later, and the other files are restored. Folders and globs pass over files
-    that are not images by their suffix, dot files, the junk of file managers and
-    results of this program.
+    it fails later, and the other files are restored. A pipe named outright is read
+    here, once. Folders and globs pass over files that are not images by their suffix,
+    dot files, the junk of file managers and results of this program. What cannot be
+    read in them is a source with a problem.
 
     Args:
         patterns: files, folders, globs; "-" for standard input.
@@ -65,16 +76,17 @@ def sources(
         InputError: a folder or a glob has no images.
     """
     found: dict[Path, Source] = {}
-    for pattern in patterns:
+    for pattern in dict.fromkeys(patterns):
         path = Path(pattern)
+        fixed, wild = _split(pattern)
         if pattern == STANDARD:
             named = [Source(path, Path("stdin"), data)]
-        elif path.is_dir():
-            named = _walk(path, recursive)
-        elif glob.has_magic(pattern) and not path.exists():
-            named = _expand(pattern)
+        elif wild:
+            named = _expand(pattern, fixed, wild)
+        elif is_folder(path):
+            named = _inside(path, recursive)
         else:
-            named = [Source(path, Path(path.name))]
+            named = [_outright(path)]
         found |= {source.path: source for source in named}
     return list(found.values())
 
@@ -83,31 +95,138 @@ def names_many(patterns: Sequence[str]) -> bool:
     """Tell whether patterns ask for a folder's worth of images, even if it is one."""
     if len(patterns) != 1:
         return len(patterns) > 1
-    path = Path(patterns[0])
-    return path.is_dir() or (glob.has_magic(patterns[0]) and not path.exists())
+    _, wild = _split(patterns[0])
+    return bool(wild) or is_folder(Path(patterns[0]))
 
 
-def _expand(pattern: str) -> list[Source]:
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; if the system does not tell, reading says why."""
+    try:
+        return entries.kind(path) == "folder"
+    except OSError:
+        return False
+
+
+def _split(pattern: str) -> tuple[Path, list[str]]:
+    """Return the fixed folders that a glob begins with, and the parts after them.
+
+    What is there is meant as it is written, even if it looks like a glob.
+    """
+    fixed, wild = Path(), list(Path(pattern).parts)
+    while wild and not (glob.has_magic(wild[0]) and not _is_there(fixed / wild[0])):
+        fixed /= wild.pop(0)
+    return fixed, wild
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return entries.kind(path) != "nothing"
+    except OSError:  # too long for a name, but not for a glob
+        return False
+
+
+def _outright(path: Path) -> Source:
+    """Return what is named as one file; a pipe can be read only once."""
+    source = Source(path, Path(path.name))
+    try:
+        kind = entries.kind(path)
+        if kind == "pipe":
+            return source._replace(data=path.read_bytes())
+    except OSError as error:
+        return source._replace(problem=unreadable(path, error))
+    return _only_a_file(source, kind)
+
+
+def _only_a_file(source: Source, kind: entries.Kind | None) -> Source:
+    """Return a source that is not opened if opening it could wait for ever."""
+    if kind not in ("pipe", "device"):
+        return source
+    what = f"cannot read {source.path}: it is a {kind}, and no file"
+    return source._replace(problem=what)
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return the line that says why a path cannot be read."""
+    return f"cannot read {path}: {error.strerror or error}"
+
+
+def _expand(pattern: str, fixed: Path, wild: Sequence[str]) -> list[Source]:
     """Return the images that match a glob, named from its last fixed folder on."""
-    parts = Path(pattern).parts
-    base = Path(*parts[: next(i for i, p in enumerate(parts) if glob.has_magic(p))])
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in matches if path.is_file() and is_image(path)]
-    if not files:
+    found = {source.path: source for source in _matching(fixed, wild, fixed)}
+    if not found:
         raise InputError(f"no image matches {pattern}; is the glob right?")
-    return [Source(path, path.relative_to(base)) for path in files]
+    return [found[path] for path in sorted(found)]
 
 
-def _walk(folder: Path, recursive: bool) -> list[Source]:
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if recursive and not n.startswith("."))
-        files += [Path(parent, name) for name in sorted(names)]
-    images = [path for path in files if is_image(path)]
-    if not images:
+def _matching(folder: Path, parts: Sequence[str], base: Path) -> Iterator[Source]:
+    """Yield the images below a folder that match the parts of a glob, as in a shell."""
+    pattern, *rest = parts
+    if rest and not glob.has_magic(pattern):
+        yield from _matching(folder / pattern, rest, base)
+        return
+    if pattern == "**":
+        yield from _matching(folder, rest or ["*"], base)
+    for source, entry in _read(folder, base):
+        if entry is None:
+            yield source
+        elif _is_hidden(entry) and not pattern.startswith("."):
+            continue
+        elif pattern == "**":
+            if entry.kind == "folder" and not entry.is_link:
+                yield from _matching(entry.path, parts, base)
+        elif fnmatch.fnmatch(entry.path.name, pattern):
+            if rest and entry.kind == "folder":
+                yield from _matching(entry.path, rest, base)
+            elif not rest and entry.kind != "folder" and is_image(entry.path):
+                yield source
+
+
+def _inside(folder: Path, recursive: bool) -> list[Source]:
+    found = list(_walk(folder, recursive))
+    if not found:
         remedy = "" if recursive else "; pass --recursive to look in its subfolders"
         raise InputError(f"no images in {folder}{remedy}")
-    return [Source(path, path.relative_to(folder)) for path in images]
+    return found
+
+
+def _walk(base: Path, recursive: bool) -> Iterator[Source]:
+    """Yield the images of a folder, then those of its subfolders."""
+    waiting = [base]
+    while waiting:
+        deeper = []
+        for source, entry in _read(waiting.pop(), base):
+            if entry is None:
+                yield source
+            elif entry.kind != "folder":
+                if is_image(entry.path):
+                    yield source
+            elif recursive and not entry.is_link and not _is_hidden(entry):
+                deeper.append(entry.path)
+        waiting += reversed(deeper)
+
+
+def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None]]:
+    """Yield what a folder holds; if it cannot be read, the folder without an entry.
+
+    Args:
+        folder: the folder.
+        base: what the names of sources are relative to.
+    """
+    try:
+        inside = entries.listing(folder)
+    except (FileNotFoundError, NotADirectoryError):  # no match, or gone by now
+        return
+    except OSError as error:
+        name = folder.relative_to(base) if folder != base else Path(folder.name)
+        yield Source(folder, name, problem=unreadable(folder, error)), None
+        return
+    for entry in inside:
+        source = Source(entry.path, entry.path.relative_to(base))
+        yield _only_a_file(source, entry.kind), entry
+
+
+def _is_hidden(entry: Entry) -> bool:
+    return entry.path.name.startswith(".")
 
 
 def is_image(path: Path) -> bool:
@@ -133,11 +252,20 @@ def namesake(relative: Path, folder: Path) -> Path:
     Raises:
         InputError: there is none, or there are several.
     """
-    if (folder / relative).is_file():
-        return folder / relative
-    parent = (folder / relative).parent
-    others = sorted(parent.iterdir()) if parent.is_dir() else []
-    found = [path for path in others if path.stem == relative.stem and is_image(path)]
+    wanted = folder / relative
+    parent = wanted.parent
+    try:
+        if entries.kind(wanted) == "file":
+            return wanted
+        there = entries.kind(parent) == "folder"
+        others = entries.listing(parent) if there else []
+    except OSError as error:
+        raise InputError(
+            f"cannot look for the clean image of {relative} in {folder}: "
+            f"{error.strerror or error}"
+        ) from error
+    alike = [e.path for e in others if e.kind == "file" and e.path.stem == wanted.stem]
+    found = [path for path in alike if is_image(path)]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "nothing"
         raise InputError(
@@ -149,14 +277,29 @@ def namesake(relative: Path, folder: Path) -> Path:
 def shard(sources: Sequence[Source], index: int, count: int) -> list[Source]:
     """Return the inputs of shard `index` (1 to `count`): each is in exactly one.
 
-    The choice depends on the name alone, so that machines agree without talking.
+    The choice depends on the name alone, so that machines agree without talking. The
+    suffix does not count: what may be written to one place is in one shard.
     """
-    return [s for s in sources if name_hash(s.relative) % count == index - 1]
+
+    def number(source: Source) -> int:
+        return name_hash(Path(place(source.relative))) % count + 1
+
+    return [source for source in sources if number(source) == index]
 
 
 def name_hash(relative: Path) -> int:
     """Return 32 bits that depend on a relative path alone, on any machine."""
     return zlib.crc32(os.fsencode(relative.as_posix()))
+
+
+def place(path: Path) -> str:
+    """Return what paths share that one file, and its record, may not tell apart.
+
+    The record of x.png is that of x.jpg as well; and a file system may not tell
+    capitals apart.
+    """
+    stem, _ = os.path.splitext(path)
+    return stem.casefold()
 
 
 def stems(
@@ -172,7 +315,7 @@ def stems(
         many: the command named a folder, a glob or several files.
 
     Raises:
-        OutputError: two inputs share an output.
+        OutputError: there is one file for many inputs.
     """
     if is_file_name(output):
         if many:
@@ -186,26 +329,11 @@ def stems(
         if output is None and not many:
             folder = source.path.parent
         paths.append(folder / f"{source.relative.stem}_{suffix}")
-    _refuse_collisions(sources, paths)
     return paths
 
 
 def is_file_name(output: str | None) -> bool:
     """Tell whether an --output names a file rather than a folder."""
-    if output is None or Path(output).is_dir():
+    if output is None or is_folder(Path(output)):
         return False
     return Path(output).suffix.lower() in READABLE_SUFFIXES
-
-
-def _refuse_collisions(sources: Sequence[Source], paths: Sequence[Path]) -> None:
-    taken: dict[str, Path] = {}
-    for source, path in zip(sources, paths, strict=True):
-        # The JSON record has the same stem, so x.png and x.jpg collide as well; and a
-        # file system may not tell capitals apart.
-        key = str(path.resolve()).casefold()
-        if key in taken:
-            raise OutputError(
-                f"{taken[key]} and {source.path} would both be written to {path}; "
-                "rename one or restore them separately"
-            )
-        taken[key] = source.path

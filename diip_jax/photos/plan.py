@@ -1,13 +1,15 @@
 """What a command will do to each photo, decided before the minutes of optimisation."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from diip_jax import diip, images, matched, storage
+from diip_jax import diip, entries, images, matched, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
 from diip_jax.photos import find, record, sizing
@@ -125,10 +127,12 @@ def decide(
         many: the command named more than one file; then finished ones are passed over.
 
     Raises:
-        OutputError: outputs collide with one another, or with an input.
+        OutputError: an output is an input, or there is one output for all photos.
         UsageError: there are many photos and one clean image.
+        ImageError: nobody may look at the folder of clean images.
     """
-    if many and options.reference is not None and not options.reference.is_dir():
+    reference = options.reference
+    if many and reference is not None and _reference_kind(reference) != "folder":
         raise UsageError(
             f"--reference {options.reference} is no folder; for many images name a "
             "folder of clean ones with the same names"
@@ -136,6 +140,9 @@ def decide(
     settings_digest = digest(prior, config, options)
     result = Plan([], [], [])
     for source, stem in zip(sources, _stems(sources, options, many), strict=True):
+        if source.problem is not None:
+            result.failed.append((source.path, source.problem))
+            continue
         try:
             sha256 = record.sha256(source.content())
             earlier = _finished(stem, settings_digest, sha256, options)
@@ -146,12 +153,44 @@ def decide(
                 result.tasks.append(task)
         except (ImageError, find.InputError) as error:
             result.failed.append((source.path, str(error)))
+    result = _without_collisions(result)
     _refuse_inputs(sources, result.tasks, options)
     return result
 
 
+def _without_collisions(plan: Plan) -> Plan:
+    """Fail the photos that would be written over one another, and no other ones.
+
+    Raises:
+        OutputError: no photo is left.
+    """
+    claims = collections.defaultdict(list)
+    outputs = [*plan.finished, *((t.source.path, t.output) for t in plan.tasks)]
+    for photo, output in outputs:
+        claims[_place(output)].append(photo)
+    tasks, failed = [], []
+    for task in plan.tasks:
+        photo = task.source.path
+        others = [other for other in claims[_place(task.output)] if other != photo]
+        if others:
+            reason = (
+                f"{photo} and {others[0]} would both be written to {task.output}; "
+                "rename one or restore them separately"
+            )
+            failed.append((photo, reason))
+        else:
+            tasks.append(task)
+    if failed and not tasks and not plan.finished:
+        raise find.OutputError(failed[0][1])
+    return Plan(tasks, plan.finished, plan.failed + failed)
+
+
+def _place(output: Path) -> str:
+    return find.place(entries.resolved(output))
+
+
 def _stems(sources: Sequence[find.Source], options: Options, many: bool) -> list[Path]:
-    from_stdin = any(source.data is not None for source in sources)
+    from_stdin = any(source.is_standard for source in sources)
     to_stdout = options.output == find.STANDARD
     if many and (from_stdin or to_stdout):
         raise find.OutputError("standard input and output take one image each")
@@ -170,7 +209,7 @@ def _finished(
     if options.reference is not None and content["metrics"]["psnr"] is None:
         return None  # it was not compared with anything
     output = stem.with_name(Path(content["output"]["path"]).name)
-    return output if output.is_file() else None
+    return output if entries.is_file(output) else None
 
 
 def _task(
@@ -194,7 +233,33 @@ def _task(
         output = stem.with_name(stem.name + suffix)
     _check_format(photo, output)
     reference = _reference(source, size, options)
-    return Task(source, output, sha256, size, placement, reference)
+    task = Task(source, output, sha256, size, placement, reference)
+    if not task.to_stdout:
+        _check_place(task, config, options)
+    return task
+
+
+def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
+    """Raise ImageError where a name is too long, or somebody's file is in the way."""
+    states = [task.state_path(n) for n in range(config.num_starts)]
+    asides = map(storage.aside, states if options.save_every else [])
+    try:
+        # Where the folder is not there yet, the one above tells what names may be.
+        parents = (task.output.parent, *task.output.parent.parents)
+        folder = next(path for path in parents if entries.kind(path) == "folder")
+        for path in (task.output, task.record_path, *asides):
+            entries.kind(folder / path.name)
+        there = entries.kind(task.record_path)
+    except OSError as error:
+        raise ImageError(
+            f"cannot write {task.output}: {error.strerror}; choose another --output"
+        ) from error
+    free = there in ("nothing", "folder") or options.overwrite  # a folder fails later
+    if not free and record.read(task.record_path) is None:
+        raise ImageError(
+            f"cannot write {task.record_path}: a file is there that is no record of "
+            "this program; choose another --output, or pass --overwrite"
+        )
 
 
 def _reference(
@@ -202,10 +267,13 @@ def _reference(
 ) -> Path | None:
     """Return the clean image of a photo, after a look at it."""
     path = options.reference
-    if path is not None and path.is_dir():
-        path = find.namesake(source.relative, path)
     if path is None:
         return None
+    kind = _reference_kind(path)
+    if kind == "folder":
+        path = find.namesake(source.relative, path)
+    elif kind in ("pipe", "device"):
+        raise ImageError(f"--reference {path} is a {kind}, and read twice; give a file")
     height, width, _ = images.read(path, max_pixels=options.max_pixels).rgb.shape
     if (height, width) != size:
         raise ImageError(
@@ -215,12 +283,23 @@ def _reference(
     return path
 
 
-def _check_format(photo: Photo, output: Path) -> None:
-    """Find out on one pixel whether the format of an output can hold a photo."""
-    alpha = None if photo.alpha is None else photo.alpha[:1, :1]
-    pixel = dataclasses.replace(photo, rgb=photo.rgb[:1, :1], alpha=alpha)
+def _reference_kind(path: Path) -> entries.Kind:
     try:
-        images.encode(pixel.rgb, pixel, images.file_format(output))
+        return entries.kind(path)
+    except OSError as error:
+        raise ImageError(find.unreadable(path, error)) from error
+
+
+def _check_format(photo: Photo, output: Path) -> None:
+    """Find out on a row and on a column whether a format can hold a photo."""
+    kind = images.file_format(output)
+    height, width, _ = photo.rgb.shape
+    try:
+        images.check_sides(kind, height, width)
+        for strip in (np.s_[:1], np.s_[:, :1]):
+            alpha = None if photo.alpha is None else photo.alpha[strip]
+            part = dataclasses.replace(photo, rgb=photo.rgb[strip], alpha=alpha)
+            images.encode(part.rgb, part, kind)
     except ImageError as error:
         raise ImageError(f"cannot write {output}: {error}") from error
 
@@ -228,42 +307,61 @@ def _check_format(photo: Photo, output: Path) -> None:
 def _refuse_inputs(
     sources: Sequence[find.Source], tasks: Sequence[Task], options: Options
 ) -> None:
-    kept = {source.path.resolve() for source in sources}
-    kept |= {task.reference.resolve() for task in tasks if task.reference is not None}
+    named = [source.path for source in sources]
+    named += [task.reference for task in tasks if task.reference is not None]
+    kept = {entries.resolved(path) for path in named}
     for task in tasks:
         for path in (task.output, task.record_path):
-            if path.resolve() in kept:
+            if entries.resolved(path) in kept:
                 raise find.OutputError(
                     f"{path} is an input of this run; choose another --output"
                 )
 
 
-def check_writable(tasks: Sequence[Task]) -> None:
+def check_writable(
+    tasks: Sequence[Task],
+) -> tuple[list[Task], list[tuple[Path, str]]]:
     """Make the output folders and try to write in them; leave nothing else behind.
 
+    Returns:
+        The tasks whose output can be written, and the other inputs, and why.
+
     Raises:
-        ImageError: an output cannot be written.
+        ImageError: no output can be written.
     """
     tried: set[Path] = set()
+    writable, failed = [], []
     for task in tasks:
-        if task.to_stdout:
-            continue
-        folder = task.output.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if folder not in tried:
-                storage.sweep(folder)
+            if not task.to_stdout:
+                _try_to_write(task, tried)
+            writable.append(task)
+        except ImageError as error:
+            failed.append((task.source.path, str(error)))
+    if failed and not writable:
+        raise ImageError(failed[0][1])
+    return writable, failed
+
+
+def _try_to_write(task: Task, tried: set[Path]) -> None:
+    """Try to write a picture and its record, where their folder was not tried yet."""
+    folder = task.output.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder not in tried:
+            storage.sweep(folder)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(
+            f"cannot write to {folder}: {reason}; choose another --output"
+        ) from error
+    for path in (task.output, task.record_path):
+        try:
+            if folder not in tried or entries.kind(path) == "folder":
+                storage.check_writable(path)
         except OSError as error:
-            raise ImageError(
-                f"cannot write to {folder}: {error.strerror}; choose another --output"
-            ) from error
-        for path in (task.output, task.record_path):
-            try:
-                if folder not in tried or path.is_dir():
-                    storage.check_writable(path)
-            except OSError as error:
-                raise images.unwritable(path, error) from error
-        tried.add(folder)
+            raise images.unwritable(path, error) from error
+    tried.add(folder)
 
 
 def digest(prior: Prior, config: DIIPConfig, options: Options) -> str:

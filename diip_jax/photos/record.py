@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diip_jax import images, matched, metrics, storage
+from diip_jax import entries, images, matched, metrics, storage
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import Photo
@@ -242,8 +242,9 @@ def sha256(content: Path | io.BytesIO) -> str:
     try:
         with content.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise images.ImageError(f"cannot read {content}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise images.ImageError(f"cannot read {content}: {reason}") from error
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -252,19 +253,51 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ImageError: the file cannot be written.
     """
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 has lone surrogates; \udc80 is their JSON escape.
     try:
-        storage.write_bytes(path, text.encode(errors="backslashreplace"))
+        storage.write_bytes(path, _encode(content))
     except OSError as error:
         raise images.unwritable(path, error) from error
 
 
+def write_beside(picture: Path, data: bytes, content: Mapping[str, Any]) -> None:
+    """Write a picture, and beside it its record.
+
+    A picture of ours is never without a record, or it would be taken for a photo; and
+    no record calls a picture finished that is another one. So between the old pair and
+    the new one, the record says that the picture is not finished.
+
+    Args:
+        picture: where the picture goes.
+        data: the picture's file.
+        content: the record's content.
+
+    Raises:
+        ImageError: a file cannot be written; the old pair is as it was if that was
+            found out before anything was renamed, as a full disk is.
+    """
+    path = picture.with_suffix(".json")
+    unfinished = _encode({**content, "status": "interrupted"})
+    try:
+        storage.write_together(
+            [(path, unfinished), (picture, data), (path, _encode(content))]
+        )
+    except OSError as error:
+        raise images.unwritable(picture, error) from error
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is not UTF-8 has lone surrogates; \udc80 is their JSON escape.
+    return text.encode(errors="backslashreplace")
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """Return a record, or None if there is none or it is not one of ours."""
+    if not entries.is_file(path):  # a pipe would be waited for
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(content, dict) and content.get("schema") == SCHEMA
     return content if ours else None

@@ -4,7 +4,12 @@ A state is a folder: an Orbax checkpoint, and beside it the digest of the photo 
 settings that it belongs to. At every moment a whole state is there.
 """
 
+import contextlib
 import json
+import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ import jax
 
 from diip_jax import storage
 from diip_jax.diip import DIIPState
+
+OVERHEAD = 2**18  # bytes of a checkpoint beyond its arrays
 
 
 class StateError(ValueError):
@@ -31,14 +38,21 @@ def save(path: Path, state: DIIPState, digest: str) -> None:
     """
     import orbax.checkpoint as ocp
 
-    path = path.absolute()
+    leaves = _plain(state)
+    num_bytes = sum(leaf.nbytes for leaf in leaves) + OVERHEAD
+    # Not the asynchronous one, which waits minutes for what a full disk never gives.
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        with storage.replacing(path) as folder:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder / "state", _plain(state))
+        with storage.replacing(path.absolute()) as folder, _quiet_orbax():
+            storage.check_room(folder, num_bytes)
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(folder / "state", ocp.args.PyTreeSave(leaves))
             (folder / "digest.json").write_text(json.dumps(digest), encoding="utf-8")
-    except OSError as error:
-        raise StateError(f"cannot save the state {path}: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StateError(
+            f"cannot save the state: {_reason(error)} ({path}); make room, or choose "
+            "another --output"
+        ) from error
 
 
 def is_saved(path: Path, digest: str) -> bool:
@@ -65,10 +79,9 @@ def load(path: Path, template: DIIPState, digest: str) -> DIIPState | None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             plain = checkpointer.restore(folder / "state", _plain(template))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StateError(
-            f"the saved state {folder} is damaged ({reason}); delete it"
+            f"the saved state {folder} is damaged ({_reason(error)}); delete it"
         ) from error
     return jax.tree.unflatten(jax.tree.structure(template), plain)
 
@@ -83,3 +96,23 @@ def _digest(folder: Path) -> str | None:
 def _plain(state: DIIPState) -> list[Any]:
     """Return the leaves: Orbax then need not know our types."""
     return jax.tree.leaves(state)
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, in the system's words if it was the system."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore says it
+    if number:
+        return os.strerror(int(number[1]))
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return reason.splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keep Orbax's tracebacks out of the log: their error is raised in any case."""
+    log = logging.getLogger("absl")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled

@@ -79,7 +79,7 @@ def restore_photos(
 
     Raises:
         LPIPSError: the file named for LPIPS does not hold its weights.
-        StateError: a saved state is damaged, or cannot be written.
+        StateError: a state cannot be saved.
     """
     return _Run(prior, tasks, config, options, should_stop).events()
 
@@ -165,10 +165,16 @@ class _Run:
 
     def _job(self, index: int) -> engine.Job:
         task = self.tasks[index]
-        states = self._saved_states(task)
+        states, damage = {}, None
+        try:
+            states = self._saved_states(task)
+        except resume.StateError as error:
+            damage = error
         begun = {start: int(state.k) for start, state in states.items()}
 
         def load() -> np.ndarray:
+            if damage is not None:
+                raise damage
             self.in_lanes[index] = self._read(task, begun)
             return self.in_lanes[index].y
 
@@ -333,15 +339,15 @@ class _Run:
         self, task: Task, photo: Photo, restored: np.ndarray, content: dict[str, Any]
     ) -> bytes | None:
         """Write the picture and its record; return the bytes for standard output."""
-        quality = self.options.quality
+        kind, quality = images.file_format(task.output), self.options.quality
+        try:
+            data = images.encode(restored, photo, kind, quality=quality)
+        except ImageError as error:
+            raise ImageError(f"cannot write {task.output}: {error}") from error
         if task.to_stdout:
-            kind = images.file_format(task.output)
-            return images.encode(restored, photo, kind, quality=quality)
+            return data
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        # A record must never stand beside a picture that it does not describe.
-        task.record_path.unlink(missing_ok=True)
-        images.write(task.output, restored, photo, quality=quality)
-        record.write(task.record_path, content)
+        record.write_beside(task.output, data, content)
         return None
 
     def _save_state(self, lane: engine.LaneReport) -> None:
@@ -363,6 +369,7 @@ class _Run:
         mode, first = task.placement.mode, photo.starts[0]
         change = record.change(photo.photo.rgb, restored)
         codes = record.warnings(photo.starts, complete, change, mode, photo.damage)
+        lost = images.unkept(photo.photo, images.file_format(task.output))
         timing = {
             "compile_s": photo.compile_seconds,
             "total_s": time.perf_counter() - photo.began,
@@ -393,7 +400,7 @@ class _Run:
             "found": record.found(photo.damage, ensemble.deviation(photo.mean)),
             "metrics": self._scores(photo, restored, self._budget(task)),
             "change": change,
-            "warnings": [*codes, *photo.photo.warnings],
+            "warnings": [*codes, *photo.photo.warnings, *lost],
             "timing": record.rounded(timing),
             "memory": record.memory(),
             "env": record.environment(),

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from diip_jax.config import DIIPConfig
+from diip_jax.images import ImageError
 from diip_jax.photos import record
 from diip_jax.photos.run import Outcome, Progress
 
@@ -45,10 +46,23 @@ WARNINGS = {
 
 
 def write_line(text: str) -> None:
-    """Write a line to stderr, above the bar that may be there."""
-    with tqdm.external_write_mode(file=sys.stderr):
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+    """Write a line to stderr, above the bar that may be there.
+
+    What cannot be said, as on a full disk, is no reason to end the work.
+    """
+    try:
+        with tqdm.external_write_mode(file=sys.stderr):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still written to a stream vanish without an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Terminal:
@@ -73,6 +87,7 @@ class Terminal:
             failure_code: what the JSON of a photo that failed gives as exit code.
         """
         self.quiet, self.verbose, self.json = quiet, verbose, json
+        self.lost_output = False  # standard output did not take what it was given
         self._progress, self._failure_code = progress and not quiet, failure_code
 
     def say(self, text: str) -> None:
@@ -87,38 +102,48 @@ class Terminal:
 
     def fail(self, photo: Path, reason: str) -> None:
         """Tell that a photo failed."""
-        write_line(f"error: {reason}")
+        write_line(f"error: {' '.join(reason.splitlines())}")
         self.emit(record.failure(photo, reason, self._failure_code))
 
     def emit(self, content: Mapping[str, Any]) -> None:
-        """Print a JSON object if that was asked for.
-
-        A reader that went away does not end the run: the files are what it is for.
-        """
-        if not self.json:
-            return
-        try:
-            sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # What is still written to the closed pipe vanishes without an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Print a JSON object if that was asked for."""
+        if self.json:
+            self._print(json.dumps(content, allow_nan=False))
 
     def give(self, text: str, content: Mapping[str, Any]) -> None:
         """Give a result on standard output: a line of text, or a JSON object."""
         if self.json:
             self.emit(content)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print a line on standard output.
+
+        A reader that went away does not end the run: the files are what it is for. No
+        more does a full disk, but it is told, once.
+        """
+        try:
             sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard(sys.stdout)
+        except OSError as error:
+            _discard(sys.stdout)
+            self.lost_output = True
+            write_line(f"error: {_unprinted(error)}")
 
     def announce(self, outcome: Outcome) -> None:
-        """Tell of a photo that is done: its picture, its JSON, and a few lines."""
+        """Tell of a photo that is done: its picture, its JSON, and a few lines.
+
+        Raises:
+            ImageError: standard output does not take the picture.
+        """
         if outcome.record is None:
             self.fail(outcome.task.source.path, str(outcome.error))
             return
         if outcome.data is not None:
-            sys.stdout.buffer.write(outcome.data)
-            sys.stdout.buffer.flush()
+            _print_picture(outcome.data)
         self.emit(outcome.record)
         name = outcome.record["output"]["path"]
         self.say(f"{name}: {_summary(outcome.record)}")
@@ -137,6 +162,21 @@ class Terminal:
         return Meter(
             num_photos, config, quiet=not self._progress, seconds_between_lines=pause
         )
+
+
+def _print_picture(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise ImageError(_unprinted(error)) from error
+
+
+def _unprinted(error: OSError) -> str:
+    return f"cannot write to standard output: {error.strerror or error}"
 
 
 def _summary(content: Mapping[str, Any]) -> str:
@@ -326,6 +366,7 @@ class Stopper:
         if self._count == 1 and not self._quiet:
             write_line("stopping after this chunk; press Ctrl-C again to stop at once")
         elif self._count > 1:
-            sys.stderr.write("error: stopped; nothing more was written\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.write("error: stopped; nothing more was written\n")
+                sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)

@@ -1,5 +1,6 @@
 """What is written: JPEG to the letter, greyness, refusals, suffixes."""
 
+import dataclasses
 import struct
 
 import numpy as np
@@ -106,3 +107,23 @@ def test_output_suffix(source, ext, suffix):
 def test_output_suffix_refuses_an_unknown_format():
     with pytest.raises(images.ImageError, match="'heic' is not an output format"):
         images.output_suffix("a.png", "heic")
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("WEBP", 16383), ("JPEG", 65500)])
+def test_the_sides_of_a_format_are_those_of_its_encoder(photo, kind, largest):
+    """Told beforehand, and by the encoder itself on a picture of one row."""
+    images.check_sides(kind, 1, largest)
+    assert images.encode(row(largest), row_of(photo, largest), kind)
+    with pytest.raises(images.ImageError, match=f"sides of {largest} pixels at most"):
+        images.check_sides(kind, largest + 1, 1)
+    with pytest.raises(images.ImageError, match="encoder"):
+        images.encode(row(largest + 1), row_of(photo, largest + 1), kind)
+    images.check_sides("PNG", largest + 1, 1)
+
+
+def row(width):
+    return np.zeros((1, width, 3), np.float32)
+
+
+def row_of(photo, width):
+    return dataclasses.replace(photo, rgb=row(width), alpha=None)

@@ -4,12 +4,17 @@ The expected names are written out; the partner of the hash of a name is `binasc
 """
 
 import binascii
+import errno
+import glob
 import json
 import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from diip_jax.entries import Entry
 from diip_jax.photos import find
 from diip_jax.photos.find import InputError, OutputError, Source
 
@@ -148,6 +153,109 @@ def test_standard_input_is_one_source():
     assert source.content().name == "standard input"
 
 
+# Trouble.
+
+
+def test_an_unreadable_folder_is_told_and_the_rest_found(tree, monkeypatch):
+    """Root may read all, so the system's answer is played."""
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for patterns in (["photos"], ["photos/**/*.*"], ["photos/*/*/*.bmp", "photos"]):
+        found = find.sources(patterns, recursive=True)
+        problems = {s.relative.name: s.problem for s in found if s.problem}
+        assert list(problems) == ["deep"]
+        assert problems["deep"].endswith("sub/deep: Permission denied")
+        assert "sub/a.tif" in names(found)
+    (source,) = find.sources(["photos/sub/deep"])
+    assert source.problem == "cannot read photos/sub/deep: Permission denied"
+    assert source.path.name == "deep"
+
+
+def test_a_folder_is_not_waited_for(tree):
+    os.mkfifo(tree / "sub/deep/pipe.png")
+    os.mkfifo(tree / "sub/deep/c.json")
+    found = find.sources(["photos/sub/deep"])
+    assert {s.relative.name: bool(s.problem) for s in found} == {
+        "c.bmp": False,
+        "pipe.png": True,
+    }
+
+
+def test_a_deep_tree_is_walked_to_its_end(monkeypatch):
+    """Deeper than Python's own stack; a real one is more than others can delete."""
+    depth = sys.getrecursionlimit() + 10
+    bottom = Path("top", *["d"] * depth, "a.png")
+
+    def listing(folder):
+        kind = "file" if len(folder.parts) == depth + 1 else "folder"
+        return [Entry(Path(*bottom.parts[: len(folder.parts) + 1]), kind, False)]
+
+    monkeypatch.setattr(find.entries, "listing", listing)
+    monkeypatch.setattr(find, "is_folder", lambda _: True)
+    (found,) = find.sources(["top"], recursive=True)
+    assert found.path == bottom
+
+
+def test_a_pipe_named_outright_is_read_once(tmp_path):
+    path = tmp_path / "x"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(b"bytes",))
+    writer.start()
+    (source,) = find.sources([str(path), str(path)])
+    writer.join()
+    for _ in range(2):
+        assert source.content().read() == b"bytes"
+    assert source.content().name == str(path)
+    assert not source.is_standard
+
+
+def test_what_nobody_can_ask_about_is_left_for_the_reader_to_report(tmp_path):
+    for name in ("n" * 300, "a\0b", "a\ud800b"):
+        (source,) = find.sources([name])
+        assert "cannot read" in source.problem
+        assert not find.names_many([name])
+        assert not find.is_file_name(name)
+        assert find.is_file_name(f"{name}.png")
+        with pytest.raises(InputError, match="cannot look for"):
+            find.namesake(Path(name), tmp_path)
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_folder_that_looks_like_a_glob_is_meant_as_it_is_written(tree):
+    tree.rename(tree.with_name("photos [1]"))
+    assert names(find.sources(["photos [1]/*.png"])) == ["b.png"]
+    assert names(find.sources(["photos [1]/*/a.*"])) == ["sub/a.tif"]
+    assert find.names_many(["photos [1]/*.png"])
+    (missing,) = find.sources(["photos [1]/none.png"])
+    assert missing.relative == Path("none.png")
+    assert not find.names_many(["photos [1]/none.png"])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["photos/*", "photos/*/*", "photos/**", "photos/**/*", "photos/**/[ab].*"]
+    + ["photos/*/../b.png", "p*/s*/**/*.bmp", "photos/.*/*", "*/sub/**/c.bmp"]
+    + ["photos/*/none/*", "photos/*/*/..", "photos/*/a.tif", "p*/sub/deep/*"],
+)
+def test_globs_are_those_of_python(tree, pattern):
+    (tree / "sub" / "again").symlink_to(tree)  # `glob` goes round and round here
+    try:
+        found = find.sources([pattern])
+    except InputError:
+        found = []
+    expected = [
+        path for path in glob.glob(pattern, recursive=True) if "again" not in path
+    ]
+    expected = {path for path in map(Path, expected) if path.is_file()}
+    assert {s.path for s in found} == {path for path in expected if find.is_image(path)}
+
+
 # Outputs.
 
 
@@ -180,19 +288,6 @@ def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path):
     folder.mkdir()
     found = find.stems(sources("a.png"), str(folder), suffix="d", many=False)
     assert found == [folder / "a_d"]
-
-
-@pytest.mark.parametrize(
-    "pair",
-    [
-        ("x.png", "x.jpg"),  # the records would collide even if the pictures did not
-        ("X.png", "x.PNG"),  # on a file system that does not tell capitals apart
-    ],
-)
-def test_collisions_are_refused_before_anything_is_done(pair):
-    with pytest.raises(OutputError, match="would both be written") as caught:
-        find.stems(sources(*pair), "out", suffix="diip", many=True)
-    assert all(name in str(caught.value) for name in pair)
 
 
 def test_one_output_file_for_many_images_is_refused():

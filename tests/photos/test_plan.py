@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from diip_jax import images
 from diip_jax.images import ImageError
-from diip_jax.photos import plan, sizing
+from diip_jax.photos import plan, record, sizing
 from diip_jax.photos.find import OutputError
 from helpers import seeded
 from helpers.photos import CONFIG, ONE, SIZE, planned, save
@@ -64,6 +65,63 @@ def test_bad_files_are_listed_and_the_others_planned(tiny_prior, tmp_path):
     assert all("\n" not in reason for reason in reasons.values())
 
 
+def test_strange_entries_are_listed_and_the_others_planned(tiny_prior, tmp_path):
+    """All that a folder may hold, told without waiting for any of it."""
+    photos = tmp_path / "in"
+    save(photos / "good.png")
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "gone.png").symlink_to("nowhere")
+    save(photos / f"{'n' * 246}.png")  # its output's name would be too long
+    os.mkfifo(photos / "pipe.png")
+    os.mkfifo(photos / "good.json")  # beside a picture there may be a record
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    decided = planned(tiny_prior, [photos], options=options)
+    assert [task.source.path.name for task in decided.tasks] == ["good.png"]
+    reasons = {path.name[:4]: reason for path, reason in decided.failed}
+    assert reasons.keys() == {"loop", "gone", "nnnn", "pipe"}
+    assert "Too many levels" in reasons["loop"]
+    assert "No such file" in reasons["gone"]
+    assert "File name too long" in reasons["nnnn"]
+    assert "it is a pipe" in reasons["pipe"]
+    assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_an_output_that_cannot_be_written_is_one_failure_of_many(tiny_prior, tmp_path):
+    for name in ("a.png", "sub/b.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()  # in the way of a folder
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options, recursive=True)
+    tasks, failed = plan.check_writable(decided.tasks)
+    assert [task.source.path.name for task in tasks] == ["a.png"]
+    ((path, reason),) = failed
+    assert path == tmp_path / "in" / "sub" / "b.png"
+    assert "out/sub" in reason
+
+
+def test_a_file_of_somebody_else_is_not_replaced_unasked(tiny_prior, tmp_path):
+    source = save(tmp_path / "x.png")
+    (tmp_path / "x_diip.json").write_text('{"mine": true}')
+    decided = planned(tiny_prior, [source])
+    assert not decided.tasks
+    assert "x_diip.json: a file is there that is no record" in decided.failed[0][1]
+    decided = planned(
+        tiny_prior, [source], options=dataclasses.replace(ONE, overwrite=True)
+    )
+    assert len(decided.tasks) == 1
+    record.write(tmp_path / "x_diip.json", {"schema": record.SCHEMA})  # ours
+    assert len(planned(tiny_prior, [source]).tasks) == 1
+
+
+def test_a_name_too_long_for_its_saved_state_is_known_before(tiny_prior, tmp_path):
+    source = save(tmp_path / f"{'n' * 235}.png")
+    assert len(planned(tiny_prior, [source]).tasks) == 1
+    saving = dataclasses.replace(ONE, save_every=1)
+    ((_, reason),) = planned(tiny_prior, [source], options=saving).failed
+    assert "File name too long" in reason
+
+
 def test_what_a_format_cannot_hold_is_known_before_the_restoration(
     tiny_prior, tmp_path
 ):
@@ -73,6 +131,51 @@ def test_what_a_format_cannot_hold_is_known_before_the_restoration(
     )
     assert not decided.tasks
     assert "JPEG cannot hold alpha" in decided.failed[0][1]
+
+
+@pytest.mark.parametrize(
+    ("ext", "size", "said"),
+    [
+        ("webp", (16384, 8), "sides of 16383 pixels at most"),
+        ("webp", (8, 16384), "and the picture is 16384x8"),
+        ("jpg", (65501, 8), "sides of 65500 pixels at most"),
+        ("png", (16384, 8), None),
+    ],
+)
+def test_sides_that_a_format_cannot_have_are_known_before_the_restoration(
+    tiny_prior, tmp_path, ext, size, said
+):
+    source = save(tmp_path / "x.png", np.zeros((*size, 3)))
+    options = dataclasses.replace(ONE, ext=ext)
+    decided = planned(tiny_prior, [source], options=options)
+    assert len(decided.tasks) == (said is None)
+    for _, reason in decided.failed:
+        assert said in reason
+        assert "use --ext png or tiff" in reason
+
+
+def test_what_an_encoder_refuses_is_known_before_the_restoration(
+    tiny_prior, tmp_path, monkeypatch
+):
+    """Asked of the encoder itself, on a row and on a column."""
+    encode, shapes = images.encode, []
+
+    def refuse(image, like, kind):
+        shapes.append(image.shape)
+        if max(image.shape) > 17:
+            raise ImageError("too long for me")
+        return encode(image, like, kind)
+
+    monkeypatch.setattr(images, "encode", refuse)
+    tall, wide = (
+        save(tmp_path / name, np.zeros(shape))
+        for name, shape in (("t.png", (18, 9, 3)), ("w.png", (9, 18, 3)))
+    )
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    decided = planned(tiny_prior, [tall, wide], options=options)
+    assert [path for path, _ in decided.failed] == [tall, wide]
+    assert all("too long for me" in reason for _, reason in decided.failed)
+    assert all(min(shape[:2]) == 1 for shape in shapes)
 
 
 def test_an_input_is_never_written_over(tiny_prior, tmp_path):
@@ -96,6 +199,63 @@ def test_an_output_that_is_another_input_is_refused(tiny_prior, tmp_path):
     options = dataclasses.replace(ONE, output=str(tmp_path))
     with pytest.raises(OutputError, match="is an input"):
         planned(tiny_prior, [tmp_path], options=options)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("x.png", "x.jpg"),  # the records would collide even if the pictures did not
+        ("X.png", "x.bmp"),  # on a file system that does not tell capitals apart
+    ],
+)
+def test_photos_of_one_output_fail_and_no_others(tiny_prior, tmp_path, pair):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    for name in pair:
+        save(tmp_path / "in" / name)
+    with pytest.raises(OutputError, match="would both be written") as caught:
+        planned(tiny_prior, [tmp_path / "in"], options=options)
+    assert all(name in str(caught.value) for name in pair)
+    save(tmp_path / "in" / "other.png")
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options)
+    assert [task.source.path.name for task in decided.tasks] == ["other.png"]
+    failed = {path.name: reason for path, reason in decided.failed}
+    assert set(failed) == set(pair)
+    assert all("would both be written" in reason for reason in failed.values())
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "img_1.png"])
+def test_what_is_unreadable_takes_no_output_from_its_neighbour(
+    tiny_prior, tmp_path, name
+):
+    save(tmp_path / "IMG_1.JPG")
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")  # what every HEIC begins with
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    decided = planned(tiny_prior, [tmp_path], options=options)
+    assert [task.source.path.name for task in decided.tasks] == ["IMG_1.JPG"]
+    ((path, reason),) = decided.failed
+    assert path.name == name
+    assert "would both" not in reason
+
+
+def test_a_finished_photo_keeps_its_output(tiny_prior, tmp_path):
+    """What comes later, and would go to the same place, is the one to fail."""
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
+    save(tmp_path / "in" / "x.png")
+    (task,) = planned(tiny_prior, [tmp_path / "in"], options=options).tasks
+    save(task.output)
+    content = {
+        "schema": record.SCHEMA,
+        "status": "ok",
+        "config_hash": plan.digest(tiny_prior, CONFIG, options),
+        "input": {"sha256": task.sha256},
+        "output": {"path": str(task.output)},
+    }
+    record.write(task.record_path, content)
+    save(tmp_path / "in" / "x.bmp", seed=1)
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options)
+    assert [(p.name, o) for p, o in decided.finished] == [("x.png", task.output)]
+    assert [path.name for path, _ in decided.failed] == ["x.bmp"]
+    assert not decided.tasks
 
 
 def test_outputs_are_tried_before_the_restoration(tiny_prior, tmp_path):

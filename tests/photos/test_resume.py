@@ -3,16 +3,21 @@
 That a kill leaves a whole one is shown in test_storage.
 """
 
+import errno
+import json
+import os
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from diip_jax import engine
 from diip_jax.photos import resume
 from diip_jax.photos.resume import StateError
 from helpers import seeded
+from helpers.disks import small_disk
 from helpers.photos import LONG as CONFIG
 from helpers.photos import SIZE
 
@@ -79,3 +84,46 @@ def test_a_state_that_cannot_be_written_is_an_error(tmp_path, snapshots):
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="cannot save"):
         resume.save(tmp_path / "file" / "s", snapshots[0], "digest")
+
+
+def test_a_state_of_the_version_before_is_gone_on_from(tmp_path, snapshots, template):
+    """That version saved the same leaves, asynchronously."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "s" / "state", jax.tree.leaves(snapshots[0]))
+    (tmp_path / "s" / "digest.json").write_text(json.dumps("digest"))
+    check_equal(resume.load(tmp_path / "s", template, "digest"), snapshots[0])
+
+
+NO_SPACE = r"cannot save the state: No space left on device \("
+
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, snapshots, capfd):
+    with small_disk(tmp_path / "disk", 24) as disk:
+        with pytest.raises(StateError, match=NO_SPACE) as caught:
+            resume.save(disk / "s", snapshots[0], "digest")
+        assert not list(disk.iterdir())
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"),
+        ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']\nand so on"
+        ),
+        RuntimeError("Failed to write [os_error_code='28']"),
+    ],
+)
+def test_a_disk_that_is_played_to_be_full(tmp_path, snapshots, monkeypatch, error):
+    resume.save(tmp_path / "s", snapshots[0], "digest")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    with pytest.raises(StateError, match=NO_SPACE):
+        resume.save(tmp_path / "s", snapshots[1], "digest")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert resume.is_saved(tmp_path / "s", "digest")

@@ -5,15 +5,18 @@ rounded. Orders of events are set up by hand, kills by leaving a run half-way.
 """
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from diip_jax import engine, images, metrics, restore
+from diip_jax import engine, images, metrics, restore, storage
 from diip_jax.config import DEFAULT
 from diip_jax.photos import find, plan, record, run, sizing
 from diip_jax.photos.plan import Options
@@ -154,30 +157,43 @@ def test_an_output_that_cannot_be_written_in_the_end_is_a_failure(tiny_prior, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png", "x_diip.png"]
 
 
-def test_a_picture_never_stands_beside_the_record_of_another(
+def test_a_result_that_cannot_be_written_leaves_the_earlier_one(
     tiny_prior, tmp_path, monkeypatch
 ):
-    """A kill between picture and record must not leave the old record behind."""
-    decided = planned(tiny_prior, [save(tmp_path / "x.png")])
-    restored(tiny_prior, decided.tasks)
-    first = (tmp_path / "x_diip.png").read_bytes()
+    """A full disk, at the picture: the earlier result is still known to be one."""
+    source = save(tmp_path / "x.png")
+    restored(tiny_prior, planned(tiny_prior, [source]).tasks)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    num_written = []
 
-    class Killed(BaseException):
-        pass
+    def full(_):
+        num_written.append(1)
+        if len(num_written) == 2:  # after a record, and before another
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def die(*_):
-        raise Killed
-
-    monkeypatch.setattr(record, "write", die)
+    monkeypatch.setattr(storage.os, "fsync", full)
     options = dataclasses.replace(ONE, seed=1)
-    decided = planned(tiny_prior, [tmp_path / "x.png"], options=options)
-    with pytest.raises(Killed):
-        restored(tiny_prior, decided.tasks, options=options)
-    assert (tmp_path / "x_diip.png").read_bytes() != first
-    assert not (tmp_path / "x_diip.json").exists()
+    decided = planned(tiny_prior, [source], options=options)
+    (outcome,), _ = restored(tiny_prior, decided.tasks, options=options)
+    assert "x_diip.png: No space left on device" in outcome.error
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert find.is_result(tmp_path / "x_diip.png")
 
 
 # Runs that are cut short.
+
+
+def test_the_record_says_what_the_format_cannot_hold(tiny_prior, tmp_path):
+    told = PngInfo()
+    told.add_text("Title", "a title")
+    path = save(tmp_path / "x.png", pnginfo=told)
+    (into_png,), _ = restored(tiny_prior, planned(tiny_prior, [path]).tasks)
+    assert not [w for w in into_png.record["warnings"] if "kept" in w]
+    options = dataclasses.replace(ONE, ext="jpg")
+    decided = planned(tiny_prior, [path], options=options)
+    (into_jpeg,), _ = restored(tiny_prior, decided.tasks, options=options)
+    (warning,) = [w for w in into_jpeg.record["warnings"] if "kept" in w]
+    assert warning == "the text of the PNG is not kept: JPEG cannot hold it"
 
 
 def test_finished_photos_are_passed_over(tiny_prior, tmp_path):
@@ -299,6 +315,22 @@ def test_a_state_of_another_photo_or_other_settings_is_not_gone_on_from(
     assert resumed(LONG.replace(learning_rate=0.01)) is None
     save(source, seed=3)
     assert resumed() is None
+
+
+def test_a_damaged_state_fails_its_photo_and_no_other(tiny_prior, tmp_path):
+    options = dataclasses.replace(ONE, output=str(tmp_path / "out"), save_every=1)
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name)
+    decided = planned(tiny_prior, [tmp_path / "in"], options=options)
+    digest = f"{plan.digest(tiny_prior, CONFIG, options)}-{decided.tasks[0].sha256}"
+    (tmp_path / "out" / ".a_diip.png.state").mkdir(parents=True)
+    content = json.dumps(digest)
+    (tmp_path / "out" / ".a_diip.png.state" / "digest.json").write_text(content)
+    outcomes, _ = restored(tiny_prior, decided.tasks, options=options)
+    errors = {o.task.source.path.name: o.error for o in outcomes}
+    assert "is damaged" in errors["a.png"]
+    assert "delete it" in errors["a.png"]
+    assert errors["b.png"] is None
 
 
 # Against a reference.
