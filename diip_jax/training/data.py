@@ -8,20 +8,22 @@ position. Workers decode, in threads or in processes.
 import functools
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from diip_jax import images
 from diip_jax.images import ImageError
 
-HASHED_BYTES = 2**16  # of a file, from its start: which part of the split it is in
+HASHED_BYTES = 2**16  # of a file, from its start; they and its size decide its part
 PARTS = 1000  # that files are split into by hash
 LARGEST_ENLARGEMENT = 2.2  # camera pictures are smooth at their own scale
 NATIVE, ENLARGED = 0.35, 0.15  # shares of the crops; the others are made smaller
@@ -49,18 +51,24 @@ class Picture(NamedTuple):
         """The name to tell people."""
         return str(self.path if self.member is None else self.path / self.member)
 
-    def content(self) -> bytes:
-        """Return the bytes of the file.
+    def open(self) -> IO[bytes]:
+        """Return the file, to be read and closed.
 
         Raises:
             OSError: it cannot be read.
         """
         if self.member is None:
-            return self.path.read_bytes()
+            return self.path.open("rb")
         try:
-            return _opened(self.path).read(self.member)
+            return _opened(self.path, os.getpid()).open(self.member)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise OSError(f"{self.name}: {error}") from error
+
+    def num_bytes(self) -> int:
+        """Return the size of the file."""
+        if self.member is None:
+            return self.path.stat().st_size
+        return _opened(self.path, os.getpid()).getinfo(self.member).file_size
 
 
 class Pictures(NamedTuple):
@@ -133,7 +141,7 @@ def _places(folder: Path) -> Iterator[tuple[Path, str | None]]:
                 yield path, None
             continue
         try:
-            members = sorted(_opened(path).namelist())
+            members = sorted(_opened(path, os.getpid()).namelist())
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path} is no zip file that can be read: {error}"
@@ -147,14 +155,16 @@ def _look(place: tuple[Path, str | None], least: int) -> Picture | tuple[str, st
     """Return a picture by its header, or its name and why it cannot be used."""
     picture = Picture(*place, is_grey=False, part=0)
     try:
-        content = picture.content()
-        with Image.open(io.BytesIO(content)) as header:
+        with picture.open() as file:
+            head = file.read(HASHED_BYTES)
+        with picture.open() as file, Image.open(file) as header:
             size, mode = header.size, header.mode
+        num_bytes = picture.num_bytes()
     except Exception as error:  # Pillow's decoders raise many kinds
         return picture.name, str(error).splitlines()[0] if str(error) else repr(error)
     if min(size) < least:
         return picture.name, f"is {size[0]}x{size[1]}, smaller than {least} pixels"
-    digest = hashlib.sha256(content[:HASHED_BYTES] + str(len(content)).encode())
+    digest = hashlib.sha256(head + str(num_bytes).encode())
     part = int.from_bytes(digest.digest()[:8], "big") % PARTS
     return picture._replace(
         is_grey=mode in ("1", "L", "LA", "I", "I;16", "F"), part=part
@@ -162,8 +172,13 @@ def _look(place: tuple[Path, str | None], least: int) -> Picture | tuple[str, st
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(path: Path) -> zipfile.ZipFile:
-    """Return an open zip file: one per process, which its threads may share."""
+def _opened(path: Path, process: int) -> zipfile.ZipFile:
+    """Return an open zip file, which the threads of this process may share.
+
+    Args:
+        path: the file.
+        process: number of this process: a fork must not share the place in the file.
+    """
     return zipfile.ZipFile(path)
 
 
@@ -178,7 +193,8 @@ def decode(picture: Picture, side: int) -> np.ndarray:
         ImageError: it cannot be decoded.
         OSError: it cannot be read.
     """
-    content = picture.content()
+    with picture.open() as file:
+        content = file.read()
     rgb = images.to_uint(images.read(content).rgb, 8)
     if min(rgb.shape[:2]) >= 2 * side and _has_blocks(content):
         height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
@@ -289,6 +305,8 @@ def batches(
         grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
     )
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain has flags; where nobody parses any,
+            flags.FLAGS.mark_as_parsed()  # their defaults count
         options = grain.multiprocessing.MultiprocessingOptions(num_workers)
         stream = stream.mp_prefetch(options)
     return iter(stream)

@@ -24,6 +24,11 @@ def save(folder, name, seed=0, **kwargs):
     return folder / name
 
 
+def content(found):
+    with found.open() as file:
+        return file.read()
+
+
 @pytest.fixture
 def folder(tmp_path):
     for n in range(6):
@@ -77,13 +82,13 @@ def test_the_split_is_by_content(folder):
     for n in range(60):
         save(folder / "b", f"{n}.png", 100 + n)
     first = data.find([folder], SIDE, validation_share=0.3)
-    contents = {p.content() for p in first.validation}
+    contents = {content(p) for p in first.validation}
     assert 8 <= len(contents) <= 32  # of 66: 20 expected, within three deviations
-    assert not contents & {p.content() for p in first.train}
+    assert not contents & {content(p) for p in first.train}
     for n, path in enumerate(sorted((folder / "b").iterdir())):
         path.rename(path.with_name(f"renamed{n}.png"))
     again = data.find([folder], SIDE, validation_share=0.3)
-    assert {p.content() for p in again.validation} == contents
+    assert {content(p) for p in again.validation} == contents
 
 
 def test_grey_pictures_are_counted_and_repeated(folder):
@@ -121,6 +126,21 @@ def test_batches_are_a_function_of_seed_and_number(folder):
         np.testing.assert_array_equal(parts[0][number], whole[::2])
         np.testing.assert_array_equal(parts[1][number], whole[1::2])
     assert not np.array_equal(take(1, seed=2)[0], straight[0])
+
+
+@pytest.mark.slow  # starts processes
+def test_processes_decode_the_same_batches(folder):
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        for n in range(6):
+            archive.write(save(folder / "out", f"{n}.png", 20 + n), f"{n}.png")
+    pictures = data.find([folder / "more.zip"], SIDE).train
+    streams = [
+        data.batches(pictures, SIDE, 4, seed=1, num_workers=workers)
+        for workers in (0, 2)
+    ]
+    for _ in range(6):
+        here, there = (next(stream)["image"] for stream in streams)
+        np.testing.assert_array_equal(here, there)
 
 
 def test_every_picture_comes_once_an_epoch(tmp_path):
