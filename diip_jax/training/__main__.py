@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SHAPE = {  # of the bundled priors
     "num_res_blocks": 1,
     "attention_factors": (8,),
 }
+NEEDS = ("grain", "matplotlib")
 NETWORK = ("family", *SHAPE, "schedule")
 
 
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--band", type=_numbers, default=(20, 260), help="half of the timesteps")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     add("--seed", type=int, default=0)
+    add("--distributed", action="store_true", help="one of several processes")
     add("--num_workers", type=int, default=0, help="processes that decode; 0: threads")
 
     left = result.add_argument_group("what is left")
@@ -92,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = parser().parse_args(arguments)
+    if missing := [name for name in NEEDS if find_spec(name) is None]:
+        needed = f'training needs {missing[0]}: pip install "diip-jax[train]"'
+        return _fail(EXIT_USAGE, needed)
     from diip_jax.prior import PriorError
     from diip_jax.training.checkpoint import CheckpointError
     from diip_jax.training.data import DataError
@@ -119,10 +125,11 @@ def _run(given: argparse.Namespace) -> int:
     from diip_jax.prior import check_place
     from diip_jax.training import data, loop
 
+    if given.distributed:
+        import jax
+
+        jax.distributed.initialize()
     check_place(given.output)
-    if given.restart:
-        folder = given.output.with_name(f"{given.output.name}.training")
-        shutil.rmtree(folder, ignore_errors=True)
     prior = _prior(given)
     config = _config(given, prior)
     side = prior.card.architecture.image_size
@@ -134,6 +141,8 @@ def _run(given: argparse.Namespace) -> int:
         f"{len(pictures.train)} pictures to train on, {len(pictures.validation)} to "
         f"validate on, {pictures.num_grey} of them grey; crops of {side}x{side}"
     )
+    if given.restart:
+        shutil.rmtree(loop.working_folder(given.output), ignore_errors=True)
     with _Interruption() as interruption:
         events = loop.run(
             prior,
@@ -154,7 +163,7 @@ def _prior(given: argparse.Namespace) -> Any:
     """Return the prior to start from.
 
     Raises:
-        UsageError: the numbers make no network.
+        UsageError: flags exclude each other, or the numbers make no network.
     """
     from diip_jax.prior import load
     from diip_jax.schedule import Schedule
@@ -165,6 +174,10 @@ def _prior(given: argparse.Namespace) -> Any:
         raise UsageError(
             f"--{chosen[0]} is {getattr(given, chosen[0])}, but --init {given.init} "
             "brings its own network; leave one of the two out"
+        )
+    if given.init is not None and Path(given.init).resolve() == given.output.resolve():
+        raise UsageError(
+            f"--init and --output are both {given.init}; give a new folder"
         )
     if given.init is not None:
         return load(given.init)

@@ -133,6 +133,11 @@ def run(
     return _Run(prior, pictures, output, config, plan, should_stop).events()
 
 
+def working_folder(output: Path) -> Path:
+    """Return the folder of what a training leaves besides the prior."""
+    return output.with_name(f"{output.name}.training")
+
+
 class _Run:
     """One training: what its steps share, and the steps in their order."""
 
@@ -149,7 +154,7 @@ class _Run:
         self.config, self.plan, self.should_stop = config, plan, should_stop
         self.card, self.side = prior.card, prior.card.architecture.image_size
         self.place = step.placement(config.batch_size)
-        self.folder = output.with_name(f"{output.name}.training")
+        self.folder = working_folder(output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.is_first = jax.process_index() == 0  # of several, one writes
         self.digest = _digest(prior, pictures, config)

@@ -224,6 +224,27 @@ def test_init_and_a_shape_exclude_each_other(folder, tmp_path, capsys):
     )
 
 
+def test_a_prior_is_not_trained_into_itself(folder, uninterrupted, capsys):
+    flags = [f"--init={uninterrupted}", f"--output={uninterrupted}", "--steps=1"]
+    assert command.main([f"--images={folder}", *flags]) == command.EXIT_USAGE
+    assert "give a new folder" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_said(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert train(folder, tmp_path / "x", "--steps=1") == command.EXIT_USAGE
+    assert (
+        'training needs grain: pip install "diip-jax[train]"' in capsys.readouterr().err
+    )
+
+
+def test_a_restart_forgets_what_was_begun(folder, uninterrupted, tmp_path):
+    output = tmp_path / "mine"
+    assert train(folder, output, "--steps=1") == 0
+    assert train(folder, output, "--steps=2", "--learning_rate=1e-3", "--restart") == 0
+    assert set(losses(output)) == {1, 2}
+
+
 def test_an_empty_folder_is_said(tmp_path, capsys):
     given = [f"--images={tmp_path}", f"--output={tmp_path / 'x'}", "--steps=1"]
     assert command.main([*given, *SHAPE]) == command.EXIT_FILE
