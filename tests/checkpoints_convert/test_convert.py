@@ -65,7 +65,7 @@ def test_one_parameter_from_two_tensors_is_refused():
     arrays["down_blocks.0.downsamplers.0.op.weight"] = arrays[
         "down_blocks.0.downsamplers.0.conv.weight"
     ]
-    architecture = diffusers.architecture({}, {"config": SMALL_UNET2D})
+    architecture = diffusers.described({"config": SMALL_UNET2D})
     with pytest.raises(ConversionError, match=r"op.weight \(a second time\)"):
         converted(arrays, diffusers, architecture)
 

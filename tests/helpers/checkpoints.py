@@ -44,7 +44,7 @@ def adm_weights(config=SMALL_ADM):
 
 def unet2d_weights(config=SMALL_UNET2D):
     """Return tensors by the names of diffusers."""
-    architecture = diffusers.architecture({}, {"config": config})
+    architecture = diffusers.described({"config": config})
     return diffusers_unet.state_dict(diffusers_unet.torch_shapes(architecture))
 
 
