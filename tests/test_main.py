@@ -649,6 +649,13 @@ def test_every_error_of_the_package_has_its_exit_code():
     assert defined - {"FactsError"} == set(main.ERRORS)
 
 
+def test_no_name_steers_the_terminal(capsys):
+    assert main.main(["main.py", "--image", "x.png", "--device", "\x1b[2Jé\u202e"]) == 2
+    err = capsys.readouterr().err
+    assert err.strip().isprintable()
+    assert r"\x1b[2Jé\u202e" in err
+
+
 def test_an_unexpected_error_has_no_traceback(monkeypatch, capsys):
     def broken(_):
         raise ZeroDivisionError("first line\nsecond line")
