@@ -11,6 +11,8 @@ import pickletools
 from collections.abc import Iterator
 from typing import IO, Any
 
+from checkpoints_convert.tensors import ConversionError
+
 # A checkpoint of 600 tensors needs 0.1 MB, 2e4 opcodes and less than 20 levels.
 MOST_BYTES = 16 << 20
 MOST_OPCODES = 1_000_000
@@ -20,10 +22,6 @@ MOST_VALUES = 50_000_000  # with shared ones as often as they appear; letters co
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 _UNUSED = ("DUP", "POP", "POP_MARK")  # but for a tuple that holds itself
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
-
-
-class LimitError(ValueError):
-    """A pickle asks for more than weights need; the message says of what."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +45,7 @@ def read(stream: IO[bytes]) -> IO[bytes]:
     The stream is then at the end of the pickle.
 
     Raises:
-        LimitError: a limit is passed.
+        ConversionError: a limit is passed; the message says which, not of what file.
         ValueError: it is no pickle.
     """
     start = stream.tell()
@@ -55,12 +53,14 @@ def read(stream: IO[bytes]) -> IO[bytes]:
     is_whole = beginning.getbuffer().nbytes < MOST_BYTES
     try:
         _check(beginning)
-    except LimitError:
+    except ConversionError:
         raise
     except ValueError as error:
         if is_whole:
             raise
-        raise LimitError(f"its pickle is longer than {MOST_BYTES} bytes") from error
+        raise ConversionError(
+            f"its pickle is longer than {MOST_BYTES} bytes"
+        ) from error
     end = beginning.tell()
     stream.seek(start + end)
     return io.BytesIO(beginning.getbuffer()[:end])
@@ -77,7 +77,7 @@ def _check(pickle: IO[bytes]) -> None:
         elif opcode.name in _MEMO:
             index = len(memo) if opcode.name == "MEMOIZE" else argument
             if index > MOST_OPCODES:
-                raise LimitError(f"its pickle numbers an object {index}")
+                raise ConversionError(f"its pickle numbers an object {index}")
             memo[index] = _value(stack[-1:])
         elif "GET" in opcode.name:
             stack.append(memo[int(argument)])
@@ -86,7 +86,7 @@ def _check(pickle: IO[bytes]) -> None:
             found = operands.pop(0) if opcode.name in _GROWING else _Object()
             values += 1 + _hold(found, operands, argument)
             if values > MOST_VALUES:
-                raise LimitError(
+                raise ConversionError(
                     f"its pickle stands for more than {MOST_VALUES} values"
                 )
             stack += [found] * len(opcode.stack_after)
@@ -95,7 +95,7 @@ def _check(pickle: IO[bytes]) -> None:
 def _opcodes(pickle: IO[bytes]) -> Iterator[tuple[Any, Any]]:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         if count == MOST_OPCODES:
-            raise LimitError(f"its pickle has more than {MOST_OPCODES} opcodes")
+            raise ConversionError(f"its pickle has more than {MOST_OPCODES} opcodes")
         if opcode.name in _UNUSED:
             raise ValueError(f"its pickle has a {opcode.name}")
         yield opcode, argument
@@ -110,13 +110,17 @@ def _hold(container: _Object, parts: list[_Object], argument: Any) -> int:
     for part in parts:
         part.used = True
     if container.used:
-        raise LimitError("its pickle fills a container that already is in another one")
+        raise ConversionError(
+            "its pickle fills a container that already is in another one"
+        )
     text = len(argument) if isinstance(argument, str | bytes | bytearray) else 0
     grown = text + sum(part.size for part in parts)
     container.size += grown
     container.depth = max([container.depth, *(part.depth + 1 for part in parts)])
     if container.depth > MOST_DEPTH:
-        raise LimitError(f"its pickle nests containers more than {MOST_DEPTH} deep")
+        raise ConversionError(
+            f"its pickle nests containers more than {MOST_DEPTH} deep"
+        )
     return grown
 
 

@@ -77,7 +77,7 @@ def open_torch(path: Path) -> Iterator[Any]:
                 f"{path} was not loaded, as its pickle would run {error}; "
                 "only bare weights (a state_dict) are read"
             ) from error
-        except pickle_limits.LimitError as error:
+        except ConversionError as error:
             raise ConversionError(
                 f"{path} was not loaded: {error}; only bare weights (a state_dict) "
                 "are read"
@@ -119,7 +119,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> bytes:
     """Return a file of an archive, which is no longer than a pickle may be."""
     num_bytes = archive.getinfo(name).file_size
     if num_bytes > pickle_limits.MOST_BYTES:
-        raise pickle_limits.LimitError(
+        raise ConversionError(
             f"its {name.rpartition('/')[2]} has {num_bytes} bytes, more than "
             f"{pickle_limits.MOST_BYTES}"
         )
