@@ -38,7 +38,13 @@ EXIT_CODES = """exit codes:
   5  weights unknown, out of reach or of another hash
   6  out of memory
 130  interrupted; nothing was written"""
-ARCHITECTURE = ("image_size", "num_heads", "num_head_channels", "new_attention_order")
+ARCHITECTURE = (
+    "image_size",
+    "num_heads",
+    "num_head_channels",
+    "num_heads_upsample",
+    "new_attention_order",
+)
 SCHEDULE = ("num_train_timesteps", "rescale_timesteps", "beta_start", "beta_end")
 CARD = ("name", "licence", "training_data", "source", "any_size")
 
@@ -74,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         type=_positive,
         help="width of a head; wins over --num_heads",
     )
+    add("--num_heads_upsample", type=_positive, help="heads on the way up")
     add("--new_attention_order", help="qkv before heads", **switch)
     add("--schedule", dest="kind", choices=("linear", "cosine"))
     add("--num_train_timesteps", type=_positive, help="T")

@@ -24,7 +24,6 @@ from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 
 LAYOUTS = (guided_diffusion, ddim, diffusers)
-HEADS = ("num_heads", "num_head_channels")
 MOST_PIXELS = 8192  # side of the training images; published ones have up to 1024
 FLOATS = tuple(map(np.dtype, (np.float16, np.float32, np.float64, bfloat16)))
 MOST_NAMES = 20  # of those that do not match, in an error
@@ -183,8 +182,12 @@ def describe(
             )
     _check_applicable(layout, request)
     inherited = dict(row.architecture)
-    if any(name in request.architecture for name in HEADS):
-        inherited = {n: value for n, value in inherited.items() if n not in HEADS}
+    if any(name in request.architecture for name in guided_diffusion.HEADS):
+        inherited = {
+            n: value
+            for n, value in inherited.items()
+            if n not in guided_diffusion.HEADS
+        }
     architecture = {**inherited, **request.architecture}
     schedule = dict(row.schedule)
     if layout is diffusers:

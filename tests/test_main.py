@@ -345,6 +345,7 @@ def public(tmp_path, monkeypatch):
             "image_size": 16,
             "num_heads": 2,
             "num_head_channels": -1,
+            "num_heads_upsample": -1,
             "new_attention_order": seeded.TINY.use_new_attention_order,
         },
         schedule={"kind": "linear", "num_train_timesteps": 1000},

@@ -220,7 +220,9 @@ def test_what_a_row_never_told_is_not_inherited(adm_file):
 
 
 def test_heads_on_the_command_line_win_over_those_of_a_row(adm_file):
-    request = Request(like="dps-ffhq-10m", architecture={"num_heads": 2})
+    request = Request(
+        like="dps-ffhq-10m", architecture={"num_heads": 2, "num_heads_upsample": 2}
+    )
     found = convert.convert(adm_file, request).card.architecture
     assert (found.num_heads, found.num_head_channels) == (2, -1)
 

@@ -12,7 +12,12 @@ from diip_jax import prior as priors
 from helpers import diffusers_unet, seeded
 
 SMALL_ADM = dataclasses.replace(seeded.TINY, attention_factors=(2,))
-ADM_FACTS = {"image_size": 16, "num_heads": 2, "new_attention_order": False}
+ADM_FACTS = {
+    "image_size": 16,
+    "num_heads": 2,
+    "num_heads_upsample": 2,
+    "new_attention_order": False,
+}
 LINEAR = {"kind": "linear", "num_train_timesteps": 1000}
 SMALL_UNET2D = diffusers_unet.CONFIGS["small_google"]
 DDPM_SCHEDULER = {
@@ -28,6 +33,7 @@ DDPM_SCHEDULER = {
 ADM_FLAGS = (
     "--image-size=16",
     "--num_heads=2",
+    "--num_heads_upsample=2",
     "--no-new-attention-order",
     "--schedule=linear",
     "--num_train_timesteps=1000",
