@@ -20,6 +20,7 @@ The bundled priors are made, and refreshed when better weights are there, with
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from checkpoints_convert.printable import printable
 EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_INPUT, EXIT_WEIGHTS = 0, 1, 2, 4, 5
 EXIT_MEMORY, EXIT_INTERRUPTED = 6, 130
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODES = """exit codes:
   0  done
   1  unexpected error
@@ -195,8 +197,18 @@ def _fail(code: int, message: object) -> int:
     return code
 
 
+def _interrupt(*_: object) -> None:
+    """End the work as Ctrl-C does, at the first signal; the clean-up is not ended."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def cli() -> None:
     """Run the command as a program; no traceback reaches the user."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
