@@ -113,9 +113,10 @@ def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa:
         except ConversionError:
             raise
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            first_line = (str(error).strip() or "no reason").splitlines()[0]
             raise ConversionError(
                 f"{path} has names of the layout {layout.NAME}, but makes no such "
-                f"network ({type(error).__name__}: {str(error).splitlines()[0]})"
+                f"network ({type(error).__name__}: {first_line})"
             ) from error
         rename = layout.rename
         params = fill(shapes, tensors, lambda name: rename(name, card.architecture))

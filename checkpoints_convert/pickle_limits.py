@@ -24,7 +24,7 @@ _UNUSED = ("DUP", "POP", "POP_MARK")  # but for a tuple that holds itself
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class _Object:
     """What is known of an object that the pickle would build.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert import convert, diffusers, pickle_limits, reader
+from checkpoints_convert import convert, diffusers, pickle_limits, reader, torch_file
 from checkpoints_convert.tensors import ConversionError, LazyTensor
 from helpers.checkpoints import ADM_FLAGS, SMALL_UNET2D, lazy, run, save, unet2d_weights
 from helpers.pickles import torch_stream, torch_zip
@@ -181,6 +181,16 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
         reader.open_tensors(path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2**70, 1), (1, 1)), ((1, 1), (2**70, 1)), ((1,) * 9, (1,) * 9), ((1.5,), (1,))],
+)
+def test_lengths_that_no_tensor_has_are_refused(shape, strides):
+    storage = torch_file.Storage(np.dtype(np.float32), 4, lambda: bytes(16))
+    with pytest.raises(ValueError, match="a tensor of shape"):
+        torch_file._tensor(storage, 0, shape, strides)
 
 
 # config.json
