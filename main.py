@@ -538,6 +538,8 @@ def _refusal(error: OSError) -> str:
 def _fail(code: int, message: object) -> int:
     with contextlib.suppress(OSError):  # if nobody can be told, the code tells
         text = " ".join(str(message).split())
+        if not text.isprintable():  # a name of a file or flag could steer the terminal
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         print(f"error: {text}", file=sys.stderr, flush=True)
     return code
 

@@ -20,24 +20,51 @@ The bundled priors are made, and refreshed when better weights are there, with
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from checkpoints_convert.printable import printable
 
 EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_INPUT, EXIT_WEIGHTS = 0, 1, 2, 4, 5
 EXIT_MEMORY, EXIT_INTERRUPTED = 6, 130
 
-ARCHITECTURE = ("image_size", "num_heads", "num_head_channels", "new_attention_order")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_CODES = """exit codes:
+  0  done
+  1  unexpected error
+  2  wrong or too few flags, or a place where no prior can be written
+  4  not a checkpoint that can be converted
+  5  weights unknown, out of reach or of another hash
+  6  out of memory
+130  interrupted; nothing was written"""
+ARCHITECTURE = (
+    "image_size",
+    "num_heads",
+    "num_head_channels",
+    "num_heads_upsample",
+    "new_attention_order",
+)
 SCHEDULE = ("num_train_timesteps", "rescale_timesteps", "beta_start", "beta_end")
 CARD = ("name", "licence", "training_data", "source", "any_size")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that repeats no flag to the terminal as it was given."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
-    lines = argparse.RawDescriptionHelpFormatter
-    result = argparse.ArgumentParser(
-        "python -m checkpoints_convert", description=__doc__, formatter_class=lines
+    result = _Parser(
+        "python -m checkpoints_convert",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
     switch = {"action": argparse.BooleanOptionalAction, "default": None}
@@ -55,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         type=_positive,
         help="width of a head; wins over --num_heads",
     )
+    add("--num_heads_upsample", type=_positive, help="heads on the way up")
     add("--new_attention_order", help="qkv before heads", **switch)
     add("--schedule", dest="kind", choices=("linear", "cosine"))
     add("--num_train_timesteps", type=_positive, help="T")
@@ -96,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from checkpoints_convert import convert, registry, store
+    from checkpoints_convert.tensors import ConversionError
     from diip_jax import storage
 
     if given.list:
@@ -109,7 +138,11 @@ def _run(given: argparse.Namespace) -> int:
         print(folder)
         return EXIT_OK
     store.check_output(given.output)
-    prior = convert.convert(given.input, _request(given))
+    try:
+        prior = convert.convert(given.input, _request(given))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConversionError(f"cannot read {given.input}: {reason}") from error
     store.write(prior, given.output)
     card = prior.card
     _say(
@@ -156,7 +189,7 @@ def _underscored(argument: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _fail(code: int, message: object) -> int:
@@ -164,8 +197,18 @@ def _fail(code: int, message: object) -> int:
     return code
 
 
+def _interrupt(*_: object) -> None:
+    """End the work as Ctrl-C does, at the first signal; the clean-up is not ended."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def cli() -> None:
     """Run the command as a program; no traceback reaches the user."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from checkpoints_convert import ddim, diffusers, guided_diffusion, registry
-from checkpoints_convert.reader import open_tensors
+from checkpoints_convert.reader import check_extent, open_tensors
 from checkpoints_convert.registry import Checkpoint
 from checkpoints_convert.tensors import (
     ConversionError,
@@ -23,7 +24,8 @@ from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 
 LAYOUTS = (guided_diffusion, ddim, diffusers)
-HEADS = ("num_heads", "num_head_channels")
+MOST_PIXELS = 8192  # side of the training images; published ones have up to 1024
+FLOATS = tuple(map(np.dtype, (np.float16, np.float32, np.float64, bfloat16)))
 MOST_NAMES = 20  # of those that do not match, in an error
 # What a name looks like, and what it betrays; the first pattern that fits counts.
 FOREIGN = (
@@ -87,6 +89,7 @@ def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa:
     if path.is_dir():
         path = diffusers.locate(path)
     with open_tensors(path) as tensors:
+        check_extent(tensors, path)
         layout = detect(tensors)
         sha256 = registry.digest(path)
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -96,7 +99,7 @@ def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa:
                 name=row.name or request.fallback_name,
                 family=layout.FAMILY,
                 architecture=layout.architecture(tensors, row.architecture),
-                schedule=Schedule(**row.schedule),
+                schedule=_judged(row.schedule, request),
                 preset=row.preset,
                 any_size=row.any_size,
                 source=row.source,
@@ -107,10 +110,13 @@ def convert(source: str | Path, request: Request = Request()) -> Prior:  # noqa:
             )
             _check_size(card.architecture)
             shapes = priors.abstract_params(card)
-        except (KeyError, IndexError, TypeError) as error:
+        except ConversionError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            first_line = (str(error).strip() or "no reason").splitlines()[0]
             raise ConversionError(
                 f"{path} has names of the layout {layout.NAME}, but makes no such "
-                f"network ({type(error).__name__}: {str(error).splitlines()[0]})"
+                f"network ({type(error).__name__}: {first_line})"
             ) from error
         rename = layout.rename
         params = fill(shapes, tensors, lambda name: rename(name, card.architecture))
@@ -177,8 +183,12 @@ def describe(
             )
     _check_applicable(layout, request)
     inherited = dict(row.architecture)
-    if any(name in request.architecture for name in HEADS):
-        inherited = {n: value for n, value in inherited.items() if n not in HEADS}
+    if any(name in request.architecture for name in guided_diffusion.HEADS):
+        inherited = {
+            n: value
+            for n, value in inherited.items()
+            if n not in guided_diffusion.HEADS
+        }
     architecture = {**inherited, **request.architecture}
     schedule = dict(row.schedule)
     if layout is diffusers:
@@ -204,10 +214,11 @@ def fill(
     Nothing is read from the disk before all names and shapes match.
 
     Raises:
-        ConversionError: lists, sorted, the names that did not match.
+        ConversionError: lists, sorted, the names that did not match; or names a tensor
+            that holds no finite floating-point numbers.
     """
     wanted = {path: leaf.shape for path, leaf in _leaves(shapes)}
-    sources: dict[TreePath, LazyTensor] = {}
+    sources: dict[TreePath, str] = {}
     problems = []
     for name, tensor in tensors.items():
         path = _leaf_path(rename(name), wanted)
@@ -217,14 +228,25 @@ def fill(
             problems.append(f"{name} (a second time)")
         elif flax_shape(tensor.shape, len(wanted[path])) != wanted[path]:
             problems.append(f"{name} (shape {tensor.shape} for {wanted[path]})")
-        sources.setdefault(path, tensor)
+        sources.setdefault(path, name)
     problems += [f"{'/'.join(p)} (not in the file)" for p in wanted.keys() - sources]
     if problems:
         shown = "; ".join(sorted(problems)[:MOST_NAMES])
         more = len(problems) - MOST_NAMES
         rest = f"; and {more} more" if more > 0 else ""
         raise ConversionError(f"{len(problems)} names did not match: {shown}{rest}")
-    return _nest({path: to_flax(t, len(wanted[path])) for path, t in sources.items()})
+    for name, tensor in tensors.items():
+        if tensor.dtype.newbyteorder("=") not in FLOATS:
+            raise ConversionError(
+                f"{name} is stored as {tensor.dtype.name}; weights are floating-point "
+                "numbers"
+            )
+    return _nest(
+        {
+            path: _finite(name, to_flax(tensors[name], len(wanted[path])))
+            for path, name in sources.items()
+        }
+    )
 
 
 def flax_shape(shape: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
@@ -248,7 +270,16 @@ def to_flax(tensor: LazyTensor, rank: int) -> np.ndarray:
     elif rank == 2:
         array = array.reshape(array.shape[:2]).T
     # A copy in any case: the file's own memory can then be given back.
-    return np.array(array, np.float32, order="C")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused in `fill`
+        return np.array(array, np.float32, order="C")
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """Return weights that all are numbers."""
+    if np.isfinite(array).all():
+        return array
+    what = "NaN" if np.isnan(array).any() else "what is infinite in float32"
+    raise ConversionError(f"{name} holds {what}; the training of this file diverged")
 
 
 def _row(path: Path, sha256: str, file: Checkpoint, request: Request) -> Checkpoint:
@@ -285,7 +316,21 @@ def _check_applicable(layout: Any, request: Request) -> None:
             raise FactsError(f"--{name} says nothing about the layout {layout.NAME}")
 
 
+def _judged(fields: Mapping[str, Any], request: Request) -> Schedule:
+    """Return the schedule; an impossible one is the fault of whoever told it."""
+    try:
+        return Schedule(**fields)
+    except ValueError as error:
+        raise (FactsError if request.schedule else ConversionError)(
+            f"no model is trained with this schedule: {error}"
+        ) from error
+
+
 def _check_size(architecture: Any) -> None:
+    if architecture.image_size > MOST_PIXELS:
+        raise FactsError(
+            f"image_size is {architecture.image_size}; up to {MOST_PIXELS} is possible"
+        )
     if architecture.image_size % architecture.stride:
         raise FactsError(
             f"image_size is {architecture.image_size}, but this network needs a "

@@ -1,7 +1,8 @@
 """The layout of diffusers' `UNet2DModel`, described by the config.json beside it."""
 
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,20 @@ def architecture(tensors: Tensors, facts: Mapping[str, Any]) -> DDPMConfig:
 
     Raises:
         ConversionError: config.json asks for something that this package's DDPM UNet
+            cannot do, or for more than the file holds.
+    """
+    found = described(facts)
+    _check_against_file(found, tensors)
+    return found
+
+
+def described(facts: Mapping[str, Any]) -> DDPMConfig:
+    """Return the architecture that config.json describes, whatever the file holds.
+
+    Raises:
+        ConversionError: config.json asks for something that this package's DDPM UNet
             cannot do.
     """
-    del tensors  # the key check will tell whether config.json describes them
     config = _checked(facts["config"])
     widths = tuple(config["block_out_channels"])
     down = _attention(config, "down_block_types", "Down", len(widths))
@@ -157,12 +169,12 @@ def read_schedule(path: Path | None, weights: Path) -> dict[str, Any]:
         "prediction_type": config.get("prediction_type", "epsilon") != "epsilon",
         "trained_betas": config.get("trained_betas") is not None,
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
-        "beta_schedule": config.get("beta_schedule") not in SCHEDULES,
+        "beta_schedule": config.get("beta_schedule") not in list(SCHEDULES),
     }
     for name in (name for name, bad in unsupported.items() if bad):
         raise ConversionError(
-            f"{path.name} asks for {name} = {config.get(name)!r}, which is not "
-            "supported; a DDPM that predicts epsilon on linear or cosine betas is"
+            f"{path.name} asks for {name} = {reprlib.repr(config.get(name))}, which is "
+            "not supported; a DDPM that predicts epsilon on linear or cosine betas is"
         )
     return {
         "kind": SCHEDULES[config["beta_schedule"]],
@@ -184,7 +196,27 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if allowed is not None and value not in allowed:
             raise _unsupported(name, value, allowed)
         config[name] = value
+    for name, (what, fits) in KINDS.items():
+        if not fits(config[name]):
+            raise _unsupported(name, config[name], (what,))
     return config
+
+
+def _check_against_file(config: DDPMConfig, tensors: Tensors) -> None:
+    """Refuse more layers, or wider ones, than a file holds, before any is made."""
+    num_blocks = len(config.widths) * config.layers_per_block
+    if num_blocks > len(tensors):
+        raise ConversionError(
+            f"config.json asks for {len(config.widths)} levels of layers_per_block = "
+            f"{reprlib.repr(config.layers_per_block)}, but the file holds only "
+            f"{len(tensors)} tensors"
+        )
+    widest = max(max(tensor.shape, default=0) for tensor in tensors.values())
+    if max(config.widths) > widest:
+        raise ConversionError(
+            f"config.json asks for block_out_channels = {reprlib.repr(config.widths)}, "
+            f"but no tensor of the file has a side above {widest}"
+        )
 
 
 def _unsupported(
@@ -192,7 +224,8 @@ def _unsupported(
 ) -> ConversionError:
     remedy = f"; supported: {', '.join(map(repr, allowed))}" if allowed else ""
     return ConversionError(
-        f"config.json asks for {name} = {value!r}, which this package cannot do{remedy}"
+        f"config.json asks for {name} = {reprlib.repr(value)}, which this package "
+        f"cannot do{remedy}"
     )
 
 
@@ -215,6 +248,8 @@ def _attention(
 def _image_size(sample_size: Any, given: Any) -> int:
     """Return the side of the training images, from config.json or a flag."""
     sides = sample_size if isinstance(sample_size, list | tuple) else [sample_size]
+    if not all(side is None or _is_count(side) for side in sides):
+        raise _unsupported("sample_size", sample_size, ("a whole number",))
     if len(set(sides)) != 1:
         raise _unsupported("sample_size", sample_size, ("a square",))
     side = given if sides[0] is None else sides[0]
@@ -222,7 +257,32 @@ def _image_size(sample_size: Any, given: Any) -> int:
         raise ConversionError(
             f"image_size is {given}, but config.json has sample_size {side}"
         )
-    return int(side)
+    return side
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_counts(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(map(_is_count, value))
+    )
+
+
+# What a field of config.json must be besides: in words, and as a test.
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "block_out_channels": ("positive whole numbers", _are_counts),
+    "layers_per_block": ("a positive whole number", _is_count),
+    "attention_head_dim": (
+        "a positive whole number or null",
+        lambda value: value is None or _is_count(value),
+    ),
+    "norm_eps": (
+        "a number above 0 and below 1",
+        lambda value: isinstance(value, float) and 0 < value < 1,
+    ),
+}
 
 
 def _check_widths(config: DDPMConfig) -> None:

@@ -9,7 +9,8 @@ from diip_jax.unets.adm import ADMConfig
 
 NAME = "guided_diffusion"
 FAMILY = "adm"
-FACTS = ("image_size", "num_heads", "num_head_channels", "new_attention_order")
+HEADS = ("num_heads", "num_head_channels", "num_heads_upsample")
+FACTS = ("image_size", *HEADS, "new_attention_order")
 
 
 def matches(tensors: Tensors) -> bool:
@@ -38,6 +39,7 @@ def architecture(tensors: Tensors, facts: Mapping[str, Any]) -> ADMConfig:
 
     Raises:
         ConversionError: class-conditional, or made for something else than images.
+        FactsError: the heads do not fit, or those on the way up were not told.
     """
     if "label_emb.weight" in tensors:
         raise ConversionError(
@@ -51,6 +53,7 @@ def architecture(tensors: Tensors, facts: Mapping[str, Any]) -> ADMConfig:
             f"the network maps {first[1]} channels to {last[0]}, not RGB to RGB; "
             "latent models and super-resolution models cannot be used"
         )
+    _check_resampling(tensors)
     levels = _levels(tensors)
     time_width = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     found = ADMConfig(
@@ -65,6 +68,7 @@ def architecture(tensors: Tensors, facts: Mapping[str, Any]) -> ADMConfig:
         use_scale_shift_norm=time_width == 2 * levels[0].width,
         use_new_attention_order=facts["new_attention_order"],
         learn_sigma=last[0] == 6,
+        num_heads_upsample=_heads_on_the_way_up(levels, facts),
     )
     attended = {lv.width for lv in levels if lv.attended} | {levels[-1].width}
     _check_heads(found, attended)
@@ -110,6 +114,38 @@ def _levels(tensors: Tensors) -> list[_Level]:
     return levels[::-1]
 
 
+def _check_resampling(tensors: Tensors) -> None:
+    """Refuse a network that halves by pooling: such a block has no weights."""
+    found = {
+        int(m[1]) for m in map(re.compile(r"input_blocks\.(\d+)\.").match, tensors) if m
+    }
+    if absent := set(range(len(found))) - found:
+        raise ConversionError(
+            f"input_blocks.{min(absent)} has no weights: the network resamples without "
+            "convolutions (conv_resample off), which is not supported, or the file is "
+            "incomplete"
+        )
+
+
+def _heads_on_the_way_up(levels: list[_Level], facts: Mapping[str, Any]) -> int:
+    """Return `num_heads_upsample`, -1 where it is nothing of its own.
+
+    Raises:
+        FactsError: it matters, no key reveals it, and nobody has told it.
+    """
+    by_width = facts.get("num_head_channels", -1) != -1
+    if by_width or not any(level.attended for level in levels):
+        return -1
+    if "num_heads_upsample" not in facts:
+        raise FactsError(
+            "the file does not reveal num_heads_upsample, the heads on the way up; it "
+            f"is {facts['num_heads']} like num_heads unless the training set it: pass "
+            "--num_heads_upsample"
+        )
+    number = facts["num_heads_upsample"]
+    return -1 if number == facts["num_heads"] else number
+
+
 def _ratio(width: int, num_channels: int) -> float:
     """Return width / num_channels, as an int where it is one."""
     ratio = width / num_channels
@@ -117,12 +153,15 @@ def _ratio(width: int, num_channels: int) -> float:
 
 
 def _check_heads(config: ADMConfig, attended: set[int]) -> None:
-    by_width = config.num_head_channels != -1
-    number = config.num_head_channels if by_width else config.num_heads
-    bad = [width for width in sorted(attended) if number < 1 or width % number]
-    if bad:
-        name = "num_head_channels" if by_width else "num_heads"
-        raise FactsError(
-            f"{name} is {number}, which does not divide the {bad[0]} channels of an "
-            "attention layer"
-        )
+    names = ["num_head_channels"]
+    if config.num_head_channels == -1:
+        names = ["num_heads", "num_heads_upsample"]
+        names = names[: 1 if config.num_heads_upsample == -1 else 2]
+    for name in names:
+        number = getattr(config, name)
+        for width in sorted(attended):
+            if number < 1 or width % number:
+                raise FactsError(
+                    f"{name} is {number}, which does not divide the {width} channels "
+                    "of an attention layer"
+                )

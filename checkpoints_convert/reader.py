@@ -6,16 +6,36 @@ disk one tensor at a time. A file of several gigabytes never lies in memory twic
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from checkpoints_convert.tensors import ConversionError, LazyTensor, Tensors
 from checkpoints_convert.torch_file import open_torch
 
-SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 WRAPPERS = ("ema", "state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "model.")
+# The paper's network has 700 tensors, with names of up to 50 letters.
+MOST_TENSORS = 5000
+MOST_LETTERS = 250
+MOST_WRAPPINGS = 4  # around a state dict
+MOST_JSON = 1 << 20  # bytes of a configuration file
 
 
 @contextlib.contextmanager
@@ -59,10 +79,43 @@ def unwrap(loaded: Any, path: Path) -> Tensors:
     return found
 
 
-def _state_dict(loaded: Any) -> Tensors | None:
+def check_extent(tensors: Tensors, path: Path) -> None:
+    """Refuse what no file of this size can hold, before anything is sized by it.
+
+    Args:
+        tensors: what the file holds.
+        path: the file.
+
+    Raises:
+        ConversionError: too many tensors, one that is empty, or more than was written.
+    """
+    if len(tensors) > MOST_TENSORS:
+        raise ConversionError(
+            f"{path} holds {len(tensors)} tensors; up to {MOST_TENSORS} are read"
+        )
+    for name, tensor in tensors.items():
+        if len(name) > MOST_LETTERS:
+            raise ConversionError(
+                f"{path} holds a name of {len(name)} letters, {name[:20]!r}...; up to "
+                f"{MOST_LETTERS} are read"
+            )
+        if not math.prod(tensor.shape):
+            raise ConversionError(f"{path}: {name} is empty, of shape {tensor.shape}")
+    num_bytes = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+    if num_bytes > path.stat().st_size:
+        raise ConversionError(
+            f"{path} has {path.stat().st_size} bytes, but tensors of {num_bytes}: some "
+            "share their numbers, which no network here does"
+        )
+
+
+def _state_dict(loaded: Any, depth: int = 0) -> Tensors | None:
     """Return the first dict of tensors, in order of preference, or None."""
+    if depth > MOST_WRAPPINGS:
+        return None
     if isinstance(loaded, list | tuple) and loaded:
-        return _state_dict(loaded[-1]) or _state_dict(loaded[0])
+        last, first = loaded[-1], loaded[0]
+        return _state_dict(last, depth + 1) or _state_dict(first, depth + 1)
     if not isinstance(loaded, Mapping) or not loaded:
         return None
     items = dict(loaded)
@@ -70,7 +123,7 @@ def _state_dict(loaded: Any) -> Tensors | None:
         isinstance(v, LazyTensor) for v in items.values()
     ):
         return items
-    candidates = (_state_dict(items.get(name)) for name in WRAPPERS)
+    candidates = (_state_dict(items.get(name), depth + 1) for name in WRAPPERS)
     return next((found for found in candidates if found), None)
 
 
@@ -111,7 +164,8 @@ def _from_safetensors(opened: Any, name: str) -> LazyTensor:
         raise ConversionError(
             f"{name} is stored as {dtype}; known: {', '.join(SAFETENSORS_DTYPES)}"
         )
-    return LazyTensor(tuple(part.get_shape()), lambda: opened.get_tensor(name))
+    shape = tuple(part.get_shape())
+    return LazyTensor(shape, lambda: opened.get_tensor(name), SAFETENSORS_DTYPES[dtype])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -121,7 +175,17 @@ def read_json(path: Path) -> dict[str, Any]:
         ConversionError: it cannot be read, or is no JSON object.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MOST_JSON + 1)
+        if len(text) > MOST_JSON:
+            raise ConversionError(
+                f"{path} is longer than {MOST_JSON} bytes; no configuration is"
+            )
+        fields = json.loads(text.decode())
+    except ConversionError:
+        raise
+    except RecursionError as error:
+        raise ConversionError(f"{path} is nested too deep") from error
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {path}: {error}") from error
     if not isinstance(fields, dict):

@@ -6,17 +6,24 @@ from pathlib import Path
 from checkpoints_convert import download, registry
 from checkpoints_convert.convert import Request, convert
 from checkpoints_convert.tensors import FactsError
+from diip_jax import entries, storage
 from diip_jax import prior as priors
-from diip_jax import storage
 from diip_jax.prior import Prior, PriorError
 
 
 def check_output(folder: Path) -> None:
-    """Raise FactsError where a prior must not be written."""
+    """Raise FactsError where a prior must not, or cannot, be written."""
+    folder = folder.absolute()
     try:
         priors.check_place(folder)
+        above = [p for p in folder.parents if entries.kind(p) != "nothing"]
+        storage.check_writable(above[0] / f"{folder.name}.part")
     except PriorError as error:
         raise FactsError(str(error)) from error
+    except OSError as error:
+        raise FactsError(
+            f"cannot write {folder}: {error.strerror or error}; give another folder"
+        ) from error
 
 
 def write(prior: Prior, folder: Path) -> None:

@@ -15,10 +15,11 @@ class FactsError(ConversionError):
 
 
 class LazyTensor(NamedTuple):
-    """A tensor on disk: its shape in PyTorch's order, and how to read it."""
+    """A tensor on disk: its shape in PyTorch's order, how to read it, and its dtype."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    dtype: np.dtype = np.dtype(np.float32)
 
 
 Tensors = dict[str, LazyTensor]

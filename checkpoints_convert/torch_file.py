@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import pickle
+import reprlib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from checkpoints_convert import pickle_limits
 from checkpoints_convert.tensors import ConversionError, LazyTensor
 
 ZIP_START = b"PK\x03\x04"
@@ -35,6 +37,7 @@ DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+MOST_AXES = 8  # of a tensor
 FOREIGN = {  # modules that betray who wrote a pickle
     "torch_utils": "an EDM or StyleGAN pickle, which brings its own code",
     "pytorch_lightning": "a training checkpoint of Lightning",
@@ -74,6 +77,11 @@ def open_torch(path: Path) -> Iterator[Any]:
                 f"{path} was not loaded, as its pickle would run {error}; "
                 "only bare weights (a state_dict) are read"
             ) from error
+        except ConversionError as error:
+            raise ConversionError(
+                f"{path} was not loaded: {error}; only bare weights (a state_dict) "
+                "are read"
+            ) from error
         except Exception as error:  # a damaged pickle fails in any way it likes
             raise _damaged(f"{path} is damaged or no PyTorch file", error) from error
         yield loaded
@@ -91,7 +99,8 @@ def _read_zip(file: IO[bytes]) -> Any:
     if len(pickles) != 1:
         raise ValueError("the archive holds no data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
-    big = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
+    order = f"{folder}byteorder"
+    big = order in names and _small(archive, order) == b"big"
 
     def storage(dtype: np.dtype, key: str, length: int) -> Storage:
         entry = archive.getinfo(f"{folder}data/{key}")
@@ -103,7 +112,22 @@ def _read_zip(file: IO[bytes]) -> Any:
             dtype = dtype.newbyteorder(">")
         return Storage(dtype, length, lambda: archive.read(entry))
 
-    return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage).load()
+    return _load(io.BytesIO(_small(archive, pickles[0])), storage)
+
+
+def _small(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a file of an archive, which is no longer than a pickle may be."""
+    num_bytes = archive.getinfo(name).file_size
+    if num_bytes > pickle_limits.MOST_BYTES:
+        raise ConversionError(
+            f"its {name.rpartition('/')[2]} has {num_bytes} bytes, more than "
+            f"{pickle_limits.MOST_BYTES}"
+        )
+    return archive.read(name)
+
+
+def _load(stream: IO[bytes], storage: OpenStorage) -> Any:
+    return _Unpickler(pickle_limits.read(stream), storage).load()
 
 
 def _read_stream(file: IO[bytes]) -> Any:
@@ -119,13 +143,13 @@ def _read_stream(file: IO[bytes]) -> Any:
         return storages.setdefault(key, Storage(dtype, length, read))
 
     def load() -> Any:
-        return _Unpickler(file, storage).load()
+        return _load(file, storage)
 
     if load() != STREAM_MAGIC:
         raise ValueError("torch.save did not write it")
     version, system, loaded, keys = load(), load(), load(), load()
     if version != STREAM_VERSION or not system["little_endian"]:
-        raise ValueError(f"unknown stream {version}, {system}")
+        raise ValueError(f"unknown stream {reprlib.repr([version, system])}")
     for key in keys:
         length = int.from_bytes(file.read(8), "little")
         dtype = storages[key].dtype
@@ -175,7 +199,9 @@ class _Unpickler(pickle.Unpickler):
         """Return the storage that a tensor refers to."""
         kind, name, key, _device, length, *view = pid
         if kind != "storage" or any(part is not None for part in view):
-            raise ValueError(f"unknown reference {kind!r}")
+            raise ValueError(f"unknown reference {reprlib.repr(kind)}")
+        if not isinstance(key, str) or not _is_length(length):
+            raise ValueError(f"a storage {reprlib.repr(key)} of {reprlib.repr(length)}")
         return self.storage(np.dtype(DTYPES[name]), key, length)
 
 
@@ -183,14 +209,16 @@ def _tensor(
     storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> LazyTensor:
     """Return a view into a storage, checked to lie inside of it."""
-    lengths = [offset, *shape, *strides]
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise ValueError("a tensor without storage or strides")
-    if any(not isinstance(n, int) or n < 0 for n in lengths):
-        raise ValueError(f"a tensor of shape {shape} and strides {strides}")
+    what = f"a tensor of shape {reprlib.repr(shape)}"
+    if not all(map(_is_length, [offset, *shape, *strides])) or len(shape) > MOST_AXES:
+        raise ValueError(f"{what} and strides {reprlib.repr(strides)}")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.length:
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+        raise ValueError(f"{what} reaches beyond its storage")
+    if math.prod(shape) > storage.length:
+        raise ValueError(f"{what} has more elements than its storage")
 
     def read() -> np.ndarray:
         try:
@@ -202,4 +230,9 @@ def _tensor(
             flat[offset:], shape, steps, writeable=False
         )
 
-    return LazyTensor(tuple(shape), read)
+    return LazyTensor(tuple(shape), read, storage.dtype)
+
+
+def _is_length(value: Any) -> bool:
+    """Tell whether a value can count elements; longer numbers take long to multiply."""
+    return isinstance(value, int) and 0 <= value < 2**63

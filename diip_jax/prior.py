@@ -4,6 +4,7 @@ A prior on disk is a folder with `card.json` (what the model is) and `params/` (
 Orbax checkpoint of its weights).
 """
 
+import concurrent.futures
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -168,10 +169,20 @@ def save(path: str | Path, prior: Prior) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     check_place(Path(path))
     card = prior.card.to_json() + "\n"
-    with storage.replacing(Path(path).absolute()) as folder:
+
+    def write(folder: Path) -> None:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder / "params", ocp.args.PyTreeSave(params))
         (folder / "card.json").write_text(card, encoding="utf-8")
+
+    # Orbax writes in threads of its own. An interrupt of `save` in this thread would
+    # leave them at work in a folder that is being deleted. Interrupted here, the pool
+    # ends when they have.
+    with (
+        storage.replacing(Path(path).absolute()) as folder,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(write, folder).result()
 
 
 def check_place(folder: Path) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+KINDS = ("linear", "cosine")
+MOST_TIMESTEPS = 100_000  # of a training; published ones have up to 4000
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -17,6 +20,9 @@ class Schedule:
         beta_start: first beta of the linear schedule.
         beta_end: last beta of the linear schedule.
         rescale_timesteps: the network sees t * 1000 / T (improved-diffusion).
+
+    Raises:
+        ValueError: no network can have been trained so.
     """
 
     kind: str = "linear"
@@ -25,15 +31,35 @@ class Schedule:
     beta_end: float = 0.02
     rescale_timesteps: bool = False
 
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"unknown schedule {self.kind!r}; use 'linear' or 'cosine'"
+            )
+        count = self.num_train_timesteps
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ValueError(f"num_train_timesteps is {count!r}; use a whole number")
+        if not 1 <= count <= MOST_TIMESTEPS:
+            raise ValueError(
+                f"num_train_timesteps is {count}; use 1 to {MOST_TIMESTEPS}"
+            )
+        for name in ("beta_start", "beta_end"):
+            beta = getattr(self, name)
+            if not isinstance(beta, int | float) or not 0 < beta < 1:
+                raise ValueError(f"{name} is {beta!r}; use a number between 0 and 1")
+        if not (last := self.alphas_cumprod()[-1]) >= np.finfo(np.float32).tiny:
+            raise ValueError(
+                f"at the last of {count} timesteps {last:g} of the image is left; "
+                "use smaller betas"
+            )
+
     def alphas_cumprod(self) -> np.ndarray:
         """Return alpha_bar_t for t = 0 .. T - 1, float64."""
         if self.kind == "linear":
             return linear_alphas_cumprod(
                 self.num_train_timesteps, self.beta_start, self.beta_end
             )
-        if self.kind == "cosine":
-            return cosine_alphas_cumprod(self.num_train_timesteps)
-        raise ValueError(f"unknown schedule {self.kind!r}; use 'linear' or 'cosine'")
+        return cosine_alphas_cumprod(self.num_train_timesteps)
 
     def noise_levels(self) -> np.ndarray:
         """Return sqrt((1 - alpha_bar_t) / alpha_bar_t) for t = 0 .. T - 1, float64.

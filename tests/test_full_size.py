@@ -136,8 +136,8 @@ def test_the_celeba_hq_checkpoint(tmp_path):
     assert convert(path, out, "--like", "celebahq256-ddpm") < MOST_MEMORY
     prior = priors.load(out)
     assert prior.card.parameters == 113_673_219
-    assert prior.card.architecture == diffusers.architecture(
-        {}, {"config": diffusers_unet.CELEBAHQ}
+    assert prior.card.architecture == diffusers.described(
+        {"config": diffusers_unet.CELEBAHQ}
     )
     actual = predicted(prior, image())
     del prior

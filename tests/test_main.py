@@ -345,6 +345,7 @@ def public(tmp_path, monkeypatch):
             "image_size": 16,
             "num_heads": 2,
             "num_head_channels": -1,
+            "num_heads_upsample": -1,
             "new_attention_order": seeded.TINY.use_new_attention_order,
         },
         schedule={"kind": "linear", "num_train_timesteps": 1000},
@@ -647,6 +648,13 @@ def test_every_error_of_the_package_has_its_exit_code():
             names = {node.name for node in classes if node.name.endswith("Error")}
             defined |= {name for name in names if not name.startswith("_")}
     assert defined - {"FactsError"} == set(main.ERRORS)
+
+
+def test_no_name_steers_the_terminal(capsys):
+    assert main.main(["main.py", "--image", "x.png", "--device", "\x1b[2Jé\u202e"]) == 2
+    err = capsys.readouterr().err
+    assert err.strip().isprintable()
+    assert r"\x1b[2Jé\u202e" in err
 
 
 def test_an_unexpected_error_has_no_traceback(monkeypatch, capsys):

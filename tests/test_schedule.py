@@ -65,6 +65,31 @@ def test_unknown_schedule_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("beta_start", float("nan")),
+        ("beta_start", -1.0),
+        ("beta_start", 0),
+        ("beta_end", 2.0),
+        ("beta_end", float("inf")),
+        ("beta_end", None),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", 10**12),
+        ("num_train_timesteps", 1000.0),
+        ("num_train_timesteps", True),
+    ],
+)
+def test_impossible_schedules_are_refused_by_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field} is {value!r}; use "):
+        Schedule(**{field: value})
+
+
+def test_betas_that_leave_nothing_of_an_image_are_refused():
+    with pytest.raises(ValueError, match="use smaller betas"):
+        Schedule(beta_end=0.9)
+
+
+@pytest.mark.parametrize(
     ("num_steps", "expected"),
     [
         (10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),

@@ -31,6 +31,8 @@ class ADMConfig:
         attention_factors: downsampling factors at which attention follows each block.
         num_heads: number of heads of an attention layer, if num_head_channels is -1.
         num_head_channels: width of a head; -1 if num_heads is given instead.
+        num_heads_upsample: number of heads on the way up, if num_head_channels is -1;
+            -1 for num_heads.
         resblock_updown: resample inside residual blocks, not by plain convolutions.
         use_scale_shift_norm: time enters as scale and shift, not as an addend.
         use_new_attention_order: qkv channels are [q|k|v][head], not [head][q|k|v].
@@ -48,17 +50,25 @@ class ADMConfig:
     use_scale_shift_norm: bool = True
     use_new_attention_order: bool = False
     learn_sigma: bool = False
+    num_heads_upsample: int = -1
 
     @property
     def stride(self) -> int:
         """Sides of an image must be multiples of this many pixels."""
         return 2 ** (len(self.channel_mult) - 1)
 
-    def heads(self, channels: int) -> int:
-        """Return the number of heads of an attention layer of this width."""
-        if self.num_head_channels == -1:
-            return self.num_heads
-        return channels // self.num_head_channels
+    def heads(self, channels: int, *, up: bool = False) -> int:
+        """Return the number of heads of an attention layer of this width.
+
+        Args:
+            channels: the width.
+            up: the layer is on the way up.
+        """
+        if self.num_head_channels != -1:
+            return channels // self.num_head_channels
+        if up and self.num_heads_upsample != -1:
+            return self.num_heads_upsample
+        return self.num_heads
 
 
 class ResBlock(nn.Module):
@@ -172,19 +182,19 @@ class ADMUNet(nn.Module):
             scale_shift = config.use_scale_shift_norm
             return block_class(c_in, c_out, scale_shift, resample, dtype)
 
-        def attend(channels: int) -> nn.Module:
+        def attend(channels: int, *, up: bool = False) -> nn.Module:
             heads_first = not config.use_new_attention_order
-            return AttentionBlock(config.heads(channels), heads_first, dtype)
+            return AttentionBlock(config.heads(channels, up=up), heads_first, dtype)
 
-        def stage(c_in: int, c_out: int, level: int) -> list[nn.Module]:
+        def stage(c_in: int, c_out: int, level: int, *, up: bool) -> list[nn.Module]:
             attended = 2**level in config.attention_factors
-            return [block(c_in, c_out)] + ([attend(c_out)] if attended else [])
+            return [block(c_in, c_out)] + ([attend(c_out, up=up)] if attended else [])
 
         down: list[list[nn.Module]] = [[layers.Conv(widths[0], dtype=dtype)]]
         channels, skips = widths[0], [widths[0]]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks[level]):
-                down.append(stage(channels, width, level))
+                down.append(stage(channels, width, level, up=False))
                 channels = width
                 skips.append(channels)
             if level != last:
@@ -201,8 +211,9 @@ class ADMUNet(nn.Module):
         up: list[list[nn.Module]] = []
         for level in range(last, -1, -1):
             for _ in range(config.num_res_blocks[level] + 1):
-                up.append(stage(channels + skips.pop(), widths[level], level))
-                channels = widths[level]
+                width = widths[level]
+                up.append(stage(channels + skips.pop(), width, level, up=True))
+                channels = width
             if level:
                 inside = config.resblock_updown
                 up[-1].append(

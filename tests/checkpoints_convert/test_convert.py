@@ -65,7 +65,7 @@ def test_one_parameter_from_two_tensors_is_refused():
     arrays["down_blocks.0.downsamplers.0.op.weight"] = arrays[
         "down_blocks.0.downsamplers.0.conv.weight"
     ]
-    architecture = diffusers.architecture({}, {"config": SMALL_UNET2D})
+    architecture = diffusers.described({"config": SMALL_UNET2D})
     with pytest.raises(ConversionError, match=r"op.weight \(a second time\)"):
         converted(arrays, diffusers, architecture)
 
@@ -220,7 +220,9 @@ def test_what_a_row_never_told_is_not_inherited(adm_file):
 
 
 def test_heads_on_the_command_line_win_over_those_of_a_row(adm_file):
-    request = Request(like="dps-ffhq-10m", architecture={"num_heads": 2})
+    request = Request(
+        like="dps-ffhq-10m", architecture={"num_heads": 2, "num_heads_upsample": 2}
+    )
     found = convert.convert(adm_file, request).card.architecture
     assert (found.num_heads, found.num_head_channels) == (2, -1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_convert import registry
+from checkpoints_convert import __main__, registry
 from diip_jax import prior as priors
 from diip_jax.schedule import Schedule
 from helpers import seeded
@@ -95,6 +95,60 @@ def test_exit_codes_and_one_line_messages(adm_file, tmp_path, capsys):
     for arguments in ([], [adm_file], ["--list", adm_file, out], ["--no"], zero):
         assert run(*arguments) == 2
     capsys.readouterr()
+
+
+NASTY = "\x1b[2J\n\u202eevil"
+
+
+@pytest.mark.parametrize(
+    "flag", ["--like={}", "--as={}", "--no-such-{}", "--offline={}"]
+)
+def test_flags_reach_the_terminal_escaped(adm_file, tmp_path, capsys, flag):
+    assert run(adm_file, tmp_path / "out", *ADM_FLAGS, flag.format(NASTY)) in (2, 5)
+    said = capsys.readouterr().err
+    assert r"\x1b[2J\n\u202eevil" in said.replace(r"\\", "\\")
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_names_in_files_reach_the_terminal_escaped(tmp_path, capsys):
+    path = save(
+        tmp_path / f"{NASTY}.safetensors", {f"fc{NASTY}": adm_weights()["out.2.bias"]}
+    )
+    assert run(path, tmp_path / "out") == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.strip().isprintable()
+    assert r"such as fc\x1b[2J\n" in said
+
+
+def test_endless_names_are_cut(adm_file, tmp_path, capsys):
+    assert run(adm_file, tmp_path / "out", *ADM_FLAGS, f"--like={'x' * 100_000}") == 5
+    said = capsys.readouterr().err
+    assert len(said) < 2500
+    assert "`python -m checkpoints_convert --list` shows all" in said
+    assert run("--download", "natural64", f"--num_heads={'1' * 100_000}") == 2
+    assert len(capsys.readouterr().err) < 5000
+
+
+def test_a_place_where_nothing_can_be_written_is_a_wrong_flag(adm_file, capsys):
+    """Known before the file is read."""
+    below_a_file = adm_file / "deep" / "out"
+    too_long = adm_file.parent / ("x" * 300)
+    places = [below_a_file, too_long, "/proc/out", "/proc/deep/out"]
+    for place in places if Path("/proc/self").exists() else places[:2]:
+        assert run(adm_file, place) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: cannot write ")
+        assert said.count("\n") == 1
+
+
+def test_exit_codes_are_documented():
+    text = " ".join(__main__.parser().format_help().split())
+    table = (ROOT / "docs" / "checkpoints.md").read_text()
+    for name, code in vars(__main__).items():
+        if name.startswith("EXIT_") and isinstance(code, int):
+            assert f"| {code} |" in table
+            assert f" {code} " in text.partition("exit codes:")[2]
 
 
 def test_list_shows_the_registry(capsys):

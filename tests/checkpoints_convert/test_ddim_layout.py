@@ -24,7 +24,7 @@ from helpers.checkpoints import (
 @pytest.mark.parametrize("name", ["cifar10", "celebahq"])
 def test_ddim_weights_are_diffusers_weights_renamed(name):
     config = diffusers_unet.CONFIGS[name]
-    architecture = diffusers.architecture({}, {"config": config})
+    architecture = diffusers.described({"config": config})
     arrays = diffusers_unet.state_dict(diffusers_unet.torch_shapes(architecture))
     renamed = transcription.as_ermongroup(arrays, len(architecture.widths))
     tensors = lazy(renamed)
@@ -38,7 +38,7 @@ def test_names_of_the_ddim_layout_are_those_of_its_transcription():
     shapes = transcription.shapes(128, (1, 1, 2, 2, 4, 4), 2, (4,))
     assert len(shapes) == 450
     assert sum(math.prod(shape) for shape in shapes.values()) == 113_673_219
-    config = diffusers.architecture({}, {"config": diffusers_unet.CELEBAHQ})
+    config = diffusers.described({"config": diffusers_unet.CELEBAHQ})
     theirs = {
         transcription.ermongroup_name(name, 6): math.prod(shape)
         for name, shape in diffusers_unet.torch_shapes(config).items()

@@ -36,7 +36,7 @@ def old_names(name):
 @pytest.mark.parametrize("naming", ["new", "old", "old with 1x1 convolutions"])
 def test_diffusers_weights_go_where_they_belong(naming):
     arrays = unet2d_weights()
-    architecture = diffusers.architecture({}, {"config": SMALL_UNET2D})
+    architecture = diffusers.described({"config": SMALL_UNET2D})
     expected = seeded.to_tree(arrays)
     if naming != "new":
         assert any("to_out" in name for name in arrays)
@@ -88,7 +88,7 @@ def test_diffusers_weights_go_where_they_belong(naming):
 def test_what_config_json_asks_for_in_vain_is_named(name, value):
     config = {**SMALL_UNET2D, name: value}
     with pytest.raises(ConversionError, match=f"config.json asks for {name} = "):
-        diffusers.architecture({}, {"config": config})
+        diffusers.described({"config": config})
 
 
 def test_what_config_json_may_say():
@@ -102,7 +102,7 @@ def test_what_config_json_may_say():
         "an_option_of_tomorrow": None,
         "_diffusers_version": "0.1.2",
     }
-    found = diffusers.architecture({}, {"config": config})
+    found = diffusers.described({"config": config})
     assert found.mid_attention_norm
     assert found.scale_shift
     assert found.image_size == 16

@@ -6,6 +6,7 @@ answers.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -35,6 +36,7 @@ EARLY = seeded.ADM_CASES["early"]  # improved-diffusion's options
 IDDPM_FLAGS = (
     "--image_size=16",
     "--num_heads=4",
+    "--num_heads_upsample=4",
     "--no-new_attention_order",
     "--schedule=cosine",
     "--num_train_timesteps=4000",
@@ -50,6 +52,7 @@ def test_guided_diffusion_is_inferred_from_the_names():
             {
                 "image_size": config.image_size,
                 "num_heads": config.num_heads,
+                "num_heads_upsample": config.num_heads_upsample,
                 "num_head_channels": config.num_head_channels,
                 "new_attention_order": config.use_new_attention_order,
             },
@@ -88,7 +91,14 @@ def test_networks_on_other_channels_are_refused(name, shape, message):
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({"num_heads": 3}, "num_heads is 3, which does not divide the 64"),
+        (
+            {"num_heads": 3, "num_heads_upsample": 2},
+            "num_heads is 3, which does not divide the 64",
+        ),
+        (
+            {"num_heads": 2, "num_heads_upsample": 3},
+            "num_heads_upsample is 3, which does not divide the 64",
+        ),
         ({"num_head_channels": 48}, "num_head_channels is 48"),
         ({"num_head_channels": 0}, "num_head_channels is 0"),
     ],
@@ -124,6 +134,62 @@ def test_improved_diffusion_matches_azula(tmp_path):
     assert seeded.relative_error(found, azula(1333 * 1000 / 4000)) < FORWARD
     # The trap: the unscaled timestep is another answer.
     assert seeded.relative_error(found, azula(1333)) > NOTICED
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_other_heads_on_the_way_up_match_azula(tmp_path):
+    """Read with the heads of the way down, the error would be 0.1 or more."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("azula")
+    config = dataclasses.replace(EARLY, num_heads_upsample=1)
+    model = azula_unet.build(config)
+    path = tmp_path / "x.pt"
+    torch.save(model.state_dict(), path)
+    flags = [f for f in IDDPM_FLAGS if "upsample" not in f]
+    assert run(path, tmp_path / "prior", *flags, "--num_heads_upsample=1") == 0
+    prior = priors.load(tmp_path / "prior")
+    assert prior.card.architecture == config
+    x = np.random.default_rng(0).standard_normal((16, 16, 3)).astype(np.float32)
+    nchw = torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+    with torch.no_grad():
+        expected = model(nchw, torch.tensor([400.0]))[0, :3].permute(1, 2, 0).numpy()
+    assert seeded.relative_error(seeded.predicted(prior, x, 1600), expected) < FORWARD
+    card = dataclasses.replace(prior.card, architecture=EARLY)
+    wrong = seeded.predicted(prior.replace(card=card), x, 1600)
+    assert seeded.relative_error(wrong, expected) > NOTICED
+
+
+def facts(**changes):
+    """Return what is told of a file, without the heads on the way up."""
+    told = {n: v for n, v in ADM_FACTS.items() if n != "num_heads_upsample"}
+    return {**told, **changes}
+
+
+def test_the_heads_on_the_way_up_are_asked_for_where_they_matter():
+    tensors = lazy(adm_weights())
+    with pytest.raises(FactsError, match="does not reveal num_heads_upsample"):
+        guided_diffusion.architecture(tensors, facts())
+    by_width = guided_diffusion.architecture(tensors, facts(num_head_channels=32))
+    told = guided_diffusion.architecture(tensors, facts(num_heads_upsample=1))
+    same = guided_diffusion.architecture(tensors, facts(num_heads_upsample=2))
+    found = [c.num_heads_upsample for c in (by_width, told, same)]
+    assert found == [-1, 1, -1]
+    plain = dataclasses.replace(seeded.TINY, attention_factors=())
+    tensors = lazy(_empty(seeded.torch_shapes(plain)))  # attention at the bottom only
+    assert guided_diffusion.architecture(tensors, facts()) == plain
+
+
+def test_a_network_without_convolutions_for_resampling_is_told_so():
+    arrays = {
+        name: array
+        for name, array in adm_weights().items()
+        if ".op." not in name and not re.search(r"^output.*\.conv\.", name)
+    }
+    with pytest.raises(
+        ConversionError, match="input_blocks.2 has no weights.*conv_resam"
+    ):
+        guided_diffusion.architecture(lazy(arrays), ADM_FACTS)
 
 
 # What a wrong reading of guided-diffusion would do, against azula's stored answers.

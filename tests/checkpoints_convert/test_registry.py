@@ -34,9 +34,11 @@ def test_registry_row_is_well_formed(checkpoint):
 def test_registry_row_has_what_its_layout_needs(checkpoint):
     c = checkpoint
     switches = {"num_heads", "num_head_channels", "new_attention_order"}
-    assert set(c.architecture) - {"image_size"} == (
+    assert set(c.architecture) - {"image_size", "num_heads_upsample"} == (
         switches if c.layout == "guided_diffusion" else set()
     )
+    by_number = c.architecture.get("num_head_channels") == -1
+    assert c.architecture.get("num_heads_upsample") == (-1 if by_number else None)
     assert c.layout != "diffusers" or c.hub  # config.json comes only from there
     schedule = Schedule(**c.schedule)
     assert len(schedule.alphas_cumprod()) == schedule.num_train_timesteps

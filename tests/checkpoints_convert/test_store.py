@@ -3,6 +3,9 @@
 import dataclasses
 import http.server
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from helpers.checkpoints import (
     run,
     save,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -112,3 +117,43 @@ def test_a_failed_write_leaves_what_was_there(adm_file, tmp_path, monkeypatch):
         run(adm_file, out, *ADM_FLAGS)
     assert (out / "card.json").read_text() == before
     assert sorted(os.listdir(tmp_path)) == ["mine.safetensors", "prior"]
+
+
+INTERRUPTED = """
+import os, sys, threading, time
+import orbax.checkpoint as ocp
+from checkpoints_convert.__main__ import cli
+
+def save(checkpointer, params, arguments):
+    def write():
+        for i in range(40):
+            (params / str(i)).mkdir(parents=True, exist_ok=True)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(2):  # an impatient user
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+    thread.join()
+
+number = int(sys.argv.pop())
+ocp.Checkpointer.save = save
+cli()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_write_leaves_nothing(adm_file, tmp_path, number):
+    """Orbax writes in threads, which go on while the main one is interrupted."""
+    out = tmp_path / "out" / "prior"
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, adm_file, out, *ADM_FLAGS, str(number)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: stopped; nothing was written\n"
+    assert os.listdir(out.parent) == []

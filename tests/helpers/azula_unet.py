@@ -92,6 +92,7 @@ def build(config, state_dict=None, strict=True):
         attention_resolutions=config.attention_factors,
         channel_mult=config.channel_mult,
         num_heads=config.num_heads,
+        num_heads_upsample=config.num_heads_upsample,
         num_head_channels=config.num_head_channels,
         use_scale_shift_norm=config.use_scale_shift_norm,
         resblock_updown=config.resblock_updown,

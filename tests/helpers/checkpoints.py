@@ -12,7 +12,12 @@ from diip_jax import prior as priors
 from helpers import diffusers_unet, seeded
 
 SMALL_ADM = dataclasses.replace(seeded.TINY, attention_factors=(2,))
-ADM_FACTS = {"image_size": 16, "num_heads": 2, "new_attention_order": False}
+ADM_FACTS = {
+    "image_size": 16,
+    "num_heads": 2,
+    "num_heads_upsample": 2,
+    "new_attention_order": False,
+}
 LINEAR = {"kind": "linear", "num_train_timesteps": 1000}
 SMALL_UNET2D = diffusers_unet.CONFIGS["small_google"]
 DDPM_SCHEDULER = {
@@ -28,6 +33,7 @@ DDPM_SCHEDULER = {
 ADM_FLAGS = (
     "--image-size=16",
     "--num_heads=2",
+    "--num_heads_upsample=2",
     "--no-new-attention-order",
     "--schedule=linear",
     "--num_train_timesteps=1000",
@@ -44,7 +50,7 @@ def adm_weights(config=SMALL_ADM):
 
 def unet2d_weights(config=SMALL_UNET2D):
     """Return tensors by the names of diffusers."""
-    architecture = diffusers.architecture({}, {"config": config})
+    architecture = diffusers.described({"config": config})
     return diffusers_unet.state_dict(diffusers_unet.torch_shapes(architecture))
 
 

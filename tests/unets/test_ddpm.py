@@ -31,7 +31,7 @@ NOTICED = 1e-3  # a trap must show a hundred times above what rounding does
 
 def config_of(name):
     """Return the package's reading of a config.json."""
-    return diffusers.architecture({}, {"config": diffusers_unet.CONFIGS[name]})
+    return diffusers.described({"config": diffusers_unet.CONFIGS[name]})
 
 
 def forward(config, params, x, t=diffusers_unet.TIMESTEP, **options):
@@ -329,7 +329,7 @@ def test_published_numbers_of_parameters():
         (diffusers_unet.CELEBAHQ, 113_673_219),
         (diffusers_unet.CIFAR10, 35_746_307),
     ):
-        config = diffusers.architecture({}, {"config": json})
+        config = diffusers.described({"config": json})
         shapes = diffusers_unet.torch_shapes(config)
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == expected
 
@@ -381,4 +381,4 @@ def live(json):
     """Return a configuration, diffusers' model of it and its weights as a tree."""
     model = diffusers_unet.unet2d(json)
     params = seeded.to_tree({n: a.numpy() for n, a in model.state_dict().items()})
-    return diffusers.architecture({}, {"config": json}), model, params
+    return diffusers.described({"config": json}), model, params
