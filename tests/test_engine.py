@@ -296,11 +296,11 @@ def test_nothing_to_do(tiny_prior, key):
 
 def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
     monkeypatch.setattr(engine, "rough_memory", lambda *args: 10 * args[3])
-    monkeypatch.setattr(engine, "_available_bytes", lambda: 70)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: 70)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 42 < 80
-    monkeypatch.setattr(engine, "_available_bytes", lambda: 1)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: 1)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 1
-    monkeypatch.setattr(engine, "_available_bytes", lambda: None)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: None)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 16
 
 

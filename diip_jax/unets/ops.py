@@ -205,7 +205,7 @@ def _group_mean(channels: jax.Array) -> jax.Array:
     the repetition inside those loops, again for every pixel.
     """
     c = channels.shape[-1]
-    group = lax.div(jnp.arange(c), c // GROUPS)
+    group = lax.div(jnp.arange(c, dtype=jnp.int32), jnp.int32(c // GROUPS))
     shares = (group[:, None] == group).astype(jnp.float32) / (c // GROUPS)
     return jnp.einsum("nhwc,cd->nhwd", channels, shares, precision="highest")
 
