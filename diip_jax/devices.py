@@ -1,5 +1,6 @@
 """On which devices arrays live, and over which axes of a mesh they vary."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,6 +56,22 @@ def put(tree: Any, sharding: Sharding | None = None) -> Any:
     return jax.tree.map(one, tree)
 
 
+def in_automatic_axes(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; where axes of a mesh are explicit, the compiler shards it.
+
+    Its results are whole on every device, but for the axes of a `vmap` outside.
+    """
+    for leaf in jax.tree.leaves(arguments):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if mesh.explicit_axes:
+            results_at = NamedSharding(mesh, PartitionSpec())
+            automatic_axes = jax.sharding.auto_axes(
+                function, axes=mesh.explicit_axes, out_sharding=results_at
+            )
+            return automatic_axes(*arguments)
+    return function(*arguments)
+
+
 def vary_together(*trees: Any) -> tuple[Any, ...]:
     """Return trees whose arrays vary over the same axes of a mesh.
 
@@ -74,7 +91,10 @@ def vary_together(*trees: Any) -> tuple[Any, ...]:
 
 def _axes(leaf: Any) -> frozenset[str]:
     """Return the axes of a mesh over which an array varies inside `jax.shard_map`."""
-    return getattr(jax.typeof(leaf), "vma", frozenset())
+    kind = jax.typeof(leaf)
+    if hasattr(kind, "vma"):  # before JAX 0.10
+        return kind.vma
+    return kind.manual_axis_type.varying
 
 
 def _pvary(leaf: Any, axes: tuple[str, ...]) -> jax.Array:

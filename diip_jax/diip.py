@@ -458,7 +458,14 @@ def restore(
     """
     config = prior.card.preset if config is None else config
     check(prior, y, config)
-    prior, y, key, config = devices.vary_together(prior, y, key, config)
+    arguments = devices.vary_together(prior, y, key, config)
+    return devices.in_automatic_axes(_restore, *arguments)
+
+
+def _restore(
+    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
+) -> Restoration:
+    """Restore a degraded image that was checked."""
     size, photo = (y.shape[0], y.shape[1]), jnp.asarray(y, jnp.float32)
     y, seen = see(prior, photo, config)
     algorithm = bind(prior, y, config, seen)

@@ -17,7 +17,7 @@ import pytest
 
 from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
-from helpers import seeded
+from helpers import many_devices, seeded
 from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
@@ -394,14 +394,12 @@ def test_memory_is_more_than_the_weights(tiny_prior):
 # Eight devices
 
 
-def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
-    """Twelve images on eight lanes, one per device, against lanes on one device."""
-    path, here = tmp_path / "sharded.npz", Path(__file__).parent
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    )
+def run_on_devices(count, program, path):
+    """Run a helper in a process that sees so many devices, and load what it stores."""
+    here, flag = Path(__file__).parent, "--xla_force_host_platform_device_count"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}={count}"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "helpers.eight_devices", str(path)],
+        [sys.executable, "-W", "error", "-m", f"helpers.{program}", str(path)],
         env={
             **os.environ,
             "XLA_FLAGS": flags.strip(),
@@ -413,9 +411,14 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
+    """Twelve images on eight lanes, one per device, against lanes on one device."""
+    actual = run_on_devices(8, "eight_devices", tmp_path / "sharded.npz")
     expected = engine.restore_many(tiny_prior, images(TWELVE), key, CONFIG, num_lanes=2)
-    with np.load(path) as sharded:
-        actual = dict(sharded)
     for i, one in enumerate(expected):
         assert actual["reason"][i] == one.reason
         assert actual["iteration"][i] == one.iteration
@@ -423,6 +426,23 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         np.testing.assert_allclose(actual["image"][i], one.image, atol=TOLERANCE)
         np.testing.assert_allclose(actual["losses"][i], one.losses, rtol=TOLERANCE)
     assert len({int(one.num_iterations) for one in expected}) >= 4
+
+
+def test_priors_and_lanes_may_be_on_any_devices(tiny_prior, tmp_path):
+    """Committed priors, meshes of both kinds and shard_map, against one device."""
+    actual = run_on_devices(4, "many_devices", tmp_path / "many.npz")
+    key, expected = jax.random.key(many_devices.KEY), {}
+    for kind, config in {
+        "engine": many_devices.CONFIG,
+        "restore": many_devices.FULL,
+    }.items():
+        alone = engine.restore_many(tiny_prior, many_devices.PICTURES, key, config)
+        expected[kind] = np.stack([one.image for one in alone])
+    assert len(actual) == 7
+    for way, found in actual.items():
+        np.testing.assert_allclose(
+            found, expected[way.split()[0]], atol=TOLERANCE, err_msg=way
+        )
 
 
 # Last, since what JAX has traced before is lost in it
