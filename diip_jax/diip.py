@@ -71,7 +71,8 @@ class Restoration(NamedTuple):
         no_peak: the sharpness criterion fired without having seen a peak, so that the
             sharpest image since the transient was taken instead.
         last_peak: iteration of the last sharpness peak, 0 before any.
-        losses: E(z^k; y) in the prior's range [-1, 1], (max_iterations,), then NaN.
+        losses: E(z^k; y) in the prior's range [-1, 1], (max_iterations,), NaN from
+            `num_iterations` on; `jax_debug_nans` takes this fill for a fault.
         decreases: normalised decrease of the loss, -Delta_k of Eq. (4), likewise.
         sharpnesses: variance of the Laplacian of g(z^k), likewise.
         z: the noise after the last iteration, canvas-sized.

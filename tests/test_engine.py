@@ -5,6 +5,7 @@ iterations it is arithmetic on jobs whose lengths are known beforehand.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_answers_on_the_way_are_the_images_of_their_iteration(tiny_prior, key):
         if report.finished:
             break
         answer = report.running[0].restoration()
-        assert answer.reason == StopReason.MAX_ITERATIONS  # as if the budget ended here
+        assert answer.reason == StopReason.INTERRUPTED
         if before is not None:
             image = (g(before.z) + 1) / 2
             np.testing.assert_allclose(answer.image, image, atol=TOLERANCE)
@@ -246,7 +247,7 @@ def test_should_stop_ends_the_run_with_what_there_is(tiny_prior, key):
     for lane in last.finished:
         answer = lane.restoration()
         assert answer.num_iterations == 10
-        assert answer.reason == StopReason.MAX_ITERATIONS
+        assert answer.reason == StopReason.INTERRUPTED
         assert np.isfinite(answer.image).all()
         assert np.isnan(answer.losses[10:]).all()
 
@@ -282,9 +283,91 @@ def test_only_bad_images(tiny_prior, key, count):
     assert not any(report.finished or report.running for report in reports)
 
 
-def test_restore_many_raises_what_an_image_raises(tiny_prior, key):
-    with pytest.raises(ValueError, match="y ranges over"):
-        engine.restore_many(tiny_prior, [np.full((16, 16, 3), 2.0)], key, CONFIG)
+def missing():
+    raise FileNotFoundError("x.png is gone")
+
+
+def test_jobs_that_cannot_begin_fail_alone_and_say_why(tiny_prior, key):
+    small = np.full((8, 8, 3), 0.5, np.float32)
+    _, state = diip.prepare(tiny_prior, small, key, LONG)
+    other = CONFIG.replace(criterion="robust")
+    _, robust = diip.prepare(tiny_prior, small, key, other)
+    ahead = state._replace(k=jnp.int32(BUDGET + 1))
+    jobs = {
+        "x.png is gone": engine.Job((8, 8), missing, key),
+        r"\(8, 8\), but its job says \(8, 7\)": engine.Job((8, 7), lambda: small, key),
+        "dtype uint8": engine.Job((8, 8), lambda: small.astype(np.uint8), key),
+        "not one of criterion 'paper'": one_job(key, robust)[0],
+        r"canvas of shape \(8, 8, 3\), but this image .* \(16, 16, 3\)": (
+            one_job(key, state)[0]
+        ),
+        "done 41 iterations, but max_iterations is 40; use at least 41": engine.Job(
+            (8, 8), lambda: small, key, {0: ahead}
+        ),
+    }
+    reports = list(engine.run(tiny_prior, list(jobs.values()), LONG, num_lanes=2))
+    assert not any(report.running or report.finished for report in reports)
+    failures = {f.job: str(f.error) for report in reports for f in report.failed}
+    for i, message in enumerate(jobs):
+        assert re.search(message, failures[i]), failures[i]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_lanes": 0}, "num_lanes is 0; use at least 1"),
+        ({"num_lanes": 1.5}, "num_lanes is 1.5; use an integer of at least 1"),
+        ({"chunk": 0}, "chunk is 0; use at least 1"),
+        ({"chunk": -3}, "chunk is -3; use at least 1"),
+        ({"chunk": lambda: 0}, "chunk is 0; use at least 1"),
+        ({"config": CONFIG.replace(criterion="best")}, "criterion is 'best'; use one"),
+    ],
+)
+def test_impossible_options_are_refused(tiny_prior, key, options, message):
+    options = {"config": CONFIG, **options}
+    with pytest.raises(ValueError, match=message):
+        list(engine.run(tiny_prior, one_job(key), **options))
+
+
+def test_images_must_be_some_iterations_apart(tiny_prior, key):
+    with pytest.raises(ValueError, match="every is 0; use at least 1"):
+        next(engine.iterate(tiny_prior, seeded.image(8, 8), key, every=0))
+
+
+def test_restore_many_names_the_image_before_it_begins(tiny_prior, key, monkeypatch):
+    monkeypatch.delattr(engine, "run")
+    pictures = [seeded.image(8, 8), np.full((16, 16, 3), 2.0)]
+    with pytest.raises(ValueError, match="image 1: y ranges over"):
+        engine.restore_many(tiny_prior, pictures, key, CONFIG)
+
+
+def test_restore_many_may_be_stopped(tiny_prior, key):
+    pictures = images([(16, 16)] * 3)
+    options = {"num_lanes": 2, "chunk": 5, "should_stop": lambda: True}
+    answers = engine.restore_many(tiny_prior, pictures, key, LONG, **options)
+    assert [int(answer.num_iterations) for answer in answers] == [5, 5, 0]
+    assert {int(answer.reason) for answer in answers} == {StopReason.INTERRUPTED}
+    np.testing.assert_array_equal(answers[2].image, pictures[2])
+
+
+def test_a_larger_budget_goes_on(tiny_prior, key, uninterrupted):
+    shorter = LONG.replace(max_iterations=7)
+    *_, last = engine.run(tiny_prior, one_job(key), shorter)
+    resumed = one_job(key, last.finished[0].snapshot())
+    done, last = collect(engine.run(tiny_prior, resumed, LONG))
+    assert last.useful_iterations == BUDGET - 7
+    chex.assert_trees_all_close(done[0], uninterrupted, atol=TOLERANCE)
+
+
+def test_a_diverged_state_stays_as_it_is(tiny_prior, key):
+    _, state = diip.prepare(tiny_prior, seeded.image(16, 16), key, LONG)
+    verdict = state.stopping.verdict._replace(loss=jnp.float32(jnp.nan))
+    criterion = state.stopping._replace(verdict=verdict)
+    state = jax.device_get(state._replace(k=jnp.int32(3), stopping=criterion))
+    done, last = collect(engine.run(tiny_prior, one_job(key, state), LONG))
+    assert last.useful_iterations == 0
+    assert done[0].num_iterations == 3
+    assert done[0].reason == StopReason.DIVERGED
 
 
 def test_nothing_to_do(tiny_prior, key):

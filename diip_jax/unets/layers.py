@@ -128,7 +128,8 @@ class TimedGroupNorm(GroupNorm):
         if not self.scale_shift:
             return (projection,)
         factor, shift = jnp.split(projection, 2, axis=-1)
-        scale, bias = self.affine(factor.shape[-1])
+        affine = self.affine(factor.shape[-1])
+        scale, bias = (jnp.broadcast_to(a, factor.shape) for a in affine)
         return scale * (1 + factor), bias * (1 + factor) + shift
 
     def __call__(self, x: jax.Array, time: Time) -> jax.Array:
@@ -137,4 +138,4 @@ class TimedGroupNorm(GroupNorm):
             scale, bias = time
             return ops.group_norm(x, scale, bias, self.epsilon, self.silu)
         addend = time[0][..., None, None, :]  # to every pixel
-        return super().__call__(x + addend.astype(x.dtype))
+        return super().__call__(x + jnp.broadcast_to(addend, x.shape).astype(x.dtype))
