@@ -15,10 +15,10 @@ def automatic(sharding: Sharding) -> Sharding:
     `jax.make_mesh` makes explicit axes, over which a network's reshapes would each have
     to say how their result is sharded.
     """
-    if not isinstance(sharding, NamedSharding):
+    mesh = getattr(sharding, "mesh", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(mesh, Mesh):
         return sharding
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
-    return NamedSharding(mesh, sharding.spec)
+    return NamedSharding(Mesh(mesh.devices, mesh.axis_names), sharding.spec)
 
 
 def whole(sharding: Sharding) -> Sharding:
@@ -100,4 +100,4 @@ def _axes(leaf: Any) -> frozenset[str]:
 def _pvary(leaf: Any, axes: tuple[str, ...]) -> jax.Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(leaf, axes, to="varying")
-    return lax.pvary(leaf, axes)  # before JAX 0.8
+    return getattr(lax, "pvary")(leaf, axes)  # noqa: B009, of JAX before 0.8
