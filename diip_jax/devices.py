@@ -43,12 +43,14 @@ def put(tree: Any, sharding: Sharding | None = None) -> Any:
     """Put arrays on devices, and leave them where they already are.
 
     Args:
-        tree: arrays of NumPy or JAX.
+        tree: arrays of NumPy or JAX; mere shapes stay what they are.
         sharding: where to; None leaves JAX's arrays on their devices, with automatic
             axes, and puts the others on the default device.
     """
 
-    def one(leaf: Any) -> jax.Array:
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
         if sharding is None and isinstance(leaf, jax.Array) and leaf.committed:
             return jax.device_put(leaf, automatic(leaf.sharding))
         return jax.device_put(leaf, sharding)
