@@ -112,7 +112,7 @@ def generator(
     """
     if timesteps is None:
         length = prior.card.schedule.num_train_timesteps
-        timesteps = jnp.asarray(ddim_timesteps(config.num_steps, length))
+        timesteps = jnp.asarray(ddim_timesteps(config.num_steps, length), jnp.int32)
     predict_noise, steps = noise_predictor(prior, config, timesteps)
     if is_tiled(prior, config, size):
         predict_noise = tiling.tiled(

@@ -5,7 +5,9 @@ copies the damage. One iteration is `step`; one `lax.while_loop` over it is `res
 """
 
 import enum
+import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from diip_jax import canvas, ddim, matched, stopping
+from diip_jax import canvas, ddim, devices, matched, stopping
 from diip_jax.config import DIIPConfig, choices
 from diip_jax.prior import Prior
 from diip_jax.schedule import Schedule
@@ -30,6 +32,7 @@ class StopReason(enum.IntEnum):
     LOW_FREQUENCY = 1  # sharpness falls: the degradation removes detail
     HIGH_FREQUENCY = 2  # the loss hardly falls: the degradation adds detail
     DIVERGED = 3  # the loss is not finite
+    INTERRUPTED = 4  # its caller ended it, or looked at it on its way
 
 
 class DIIPState(NamedTuple):
@@ -68,7 +71,8 @@ class Restoration(NamedTuple):
         no_peak: the sharpness criterion fired without having seen a peak, so that the
             sharpest image since the transient was taken instead.
         last_peak: iteration of the last sharpness peak, 0 before any.
-        losses: E(z^k; y) in the prior's range [-1, 1], (max_iterations,), then NaN.
+        losses: E(z^k; y) in the prior's range [-1, 1], (max_iterations,), NaN from
+            `num_iterations` on; `jax_debug_nans` takes this fill for a fault.
         decreases: normalised decrease of the loss, -Delta_k of Eq. (4), likewise.
         sharpnesses: variance of the Laplacian of g(z^k), likewise.
         z: the noise after the last iteration, canvas-sized.
@@ -161,11 +165,23 @@ def build(
 
     most = budget(config, (y.shape[0], y.shape[1]))
 
-    def should_continue(state: DIIPState) -> jax.Array:  # line 2
-        alive = (state.k < most) & ~_diverged(state)
-        return alive & ~stopping.detected(state.stopping)
+    return Algorithm(
+        init=lambda z: _first_state(y, z, config),
+        look=look,
+        step=step,
+        should_continue=functools.partial(is_unfinished, budget=most),
+    )
 
-    return Algorithm(lambda z: _first_state(y, z, config), look, step, should_continue)
+
+def is_unfinished(state: DIIPState, budget: int) -> jax.Array:
+    """Tell whether a restoration goes on (line 2).
+
+    Args:
+        state: where it stands.
+        budget: iterations that it may have.
+    """
+    alive = (state.k < budget) & ~_diverged(state)
+    return alive & ~stopping.detected(state.stopping)
 
 
 def budget(config: DIIPConfig, size: tuple[int, int]) -> int:
@@ -225,15 +241,61 @@ def _first_state(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  
     moments = optax.adam(config.learning_rate).init(z)
     criteria = stopping.criterion(config).init()
     trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
-    return DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
+    state = DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
+    return devices.vary_together(state)[0]  # the carry of a loop
 
 
-def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
+def resumed(state: DIIPState, size: tuple[int, int], config: DIIPConfig) -> DIIPState:
+    """Return a state to go on from, with traces as long as the budget.
+
+    Args:
+        state: on the host, as an earlier run left it.
+        size: height and width of the canvas.
+        config: the settings; their budget may be another one.
+
+    Raises:
+        ValueError: it is the state of another canvas or criterion, or has done more
+            iterations than the budget.
+    """
+    blank = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+    fresh = jax.eval_shape(lambda y: _first_state(y, y, config), blank)
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError(
+            f"state is not one of criterion {config.criterion!r}; go on with the "
+            "settings that it was saved with"
+        )
+    if state.z.shape != fresh.z.shape:
+        raise ValueError(
+            f"state is of a canvas of shape {state.z.shape}, but this image has one of "
+            f"{fresh.z.shape}; go on with the image that it was saved from"
+        )
+    if (done := int(state.k)) > config.max_iterations:
+        raise ValueError(
+            f"state has done {done} iterations, but max_iterations is "
+            f"{config.max_iterations}; use at least {done}"
+        )
+
+    def fitted(trace: jax.Array) -> np.ndarray:
+        longer = np.full(config.max_iterations, np.nan, np.float32)
+        longer[:done] = np.asarray(trace)[:done]
+        return longer
+
+    # What a first look leaves before any iteration is written again by the first one.
+    return state._replace(
+        losses=fitted(state.losses), sharpnesses=fitted(state.sharpnesses)
+    )
+
+
+def result(
+    state: DIIPState, size: tuple[int, int], budget: jax.Array | int = 0
+) -> Restoration:
     """Read the answer off a state, stopped or not.
 
     Args:
-        state: a state with at least one iteration done.
+        state: the state.
         size: height and width of the image on its canvas.
+        budget: iterations that it may have: with fewer, and no other reason to stop,
+            it was interrupted.
     """
     verdict = state.stopping.verdict
     use_peak = verdict.detected_low & ~verdict.detected_high  # line 17 overwrites 12
@@ -241,11 +303,16 @@ def result(state: DIIPState, size: tuple[int, int]) -> Restoration:
     diverged = _diverged(state)
     last = jnp.maximum(state.k - 1 - diverged, 0)
     reason = jnp.select(
-        [diverged, verdict.detected_high, verdict.detected_low],
-        [StopReason.DIVERGED, StopReason.HIGH_FREQUENCY, StopReason.LOW_FREQUENCY],
+        [diverged, verdict.detected_high, verdict.detected_low, state.k < budget],
+        [
+            StopReason.DIVERGED,
+            StopReason.HIGH_FREQUENCY,
+            StopReason.LOW_FREQUENCY,
+            StopReason.INTERRUPTED,
+        ],
         StopReason.MAX_ITERATIONS,
     )
-    before = jnp.concatenate([jnp.full(1, jnp.nan), state.losses[:-1]])
+    before = jnp.concatenate([jnp.full(1, jnp.nan, jnp.float32), state.losses[:-1]])
     return Restoration(
         image=canvas.cut(x, size),
         iteration=jnp.where(use_peak, verdict.last_peak, last),
@@ -358,7 +425,7 @@ def settle(
         damage: mean square of the damage, in the prior's range [-1, 1]; None where it
             is not known, and the image is returned as it is.
     """
-    image, y = jnp.asarray(image), jnp.asarray(y)
+    image, y = jnp.asarray(image, jnp.float32), jnp.asarray(y, jnp.float32)
     if damage is None:
         return image
     distance = jnp.mean(jnp.square(2 * (image - y)))
@@ -392,6 +459,14 @@ def restore(
     """
     config = prior.card.preset if config is None else config
     check(prior, y, config)
+    arguments = devices.vary_together(prior, y, key, config)
+    return devices.in_automatic_axes(_restore, *arguments)
+
+
+def _restore(
+    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
+) -> Restoration:
+    """Restore a degraded image that was checked."""
     size, photo = (y.shape[0], y.shape[1]), jnp.asarray(y, jnp.float32)
     y, seen = see(prior, photo, config)
     algorithm = bind(prior, y, config, seen)
@@ -407,7 +482,7 @@ def restore(
         alone = restore_from(0)
         return alone._replace(image=settle(alone.image, photo, damage))
     # One after another: each stops by itself, in the memory of one.
-    starts = lax.map(restore_from, jnp.arange(config.num_starts))
+    starts = lax.map(restore_from, jnp.arange(config.num_starts, dtype=jnp.int32))
     return average(starts, photo, damage)
 
 
@@ -421,6 +496,12 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
     """
     if y.ndim != 3 or y.shape[-1] != 3:
         raise ValueError(f"y has shape {y.shape}; give one image (H, W, 3)")
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(
+            f"y has dtype {y.dtype}; give floats in [0, 1], from images.read or by "
+            "y / 255 for 8 bits"
+        )
+    check_config(config)
     canvas.check_size(prior, config, *y.shape[:2])
     if not isinstance(y, Tracer):
         values = np.asarray(y)  # NumPy: y may be a constant of a function being traced
@@ -431,7 +512,6 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
                 f"y ranges over [{values.min():.3g}, {values.max():.3g}]; "
                 "scale it to [0, 1]"
             )
-    check_config(config)
 
 
 def check_config(config: DIIPConfig) -> None:
@@ -444,18 +524,50 @@ def check_config(config: DIIPConfig) -> None:
         if getattr(config, name) not in values:
             given = getattr(config, name)
             raise ValueError(f"{name} is {given!r}; use one of {', '.join(values)}")
-    ddim.exact_steps(config.gradient, config.num_steps)
-    if config.tile and not 0 <= config.tile_overlap < config.tile:
+    for name, least in LEAST.items():
+        if getattr(config, name) is not None or name != "max_work":
+            check_count(name, getattr(config, name), least)
+    ddim.exact_steps(str(config.gradient), config.num_steps)
+    if config.tile and config.tile_overlap >= config.tile:
         raise ValueError(
             f"tile_overlap is {config.tile_overlap}; use 0 to {config.tile - 1}"
         )
-    for name in ("num_steps", "max_iterations", "num_starts", "max_work"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; use at least 1")
-    for name in ("learning_rate", "epsilon", "k_min", "start_noise", "noise_level"):
-        value = getattr(config, name)
-        above = name in ("learning_rate", "start_noise")
-        smallest = "above 0" if above else "0 or more"
-        if isinstance(value, int | float) and not (value > 0 if above else value >= 0):
-            raise ValueError(f"{name} is {value}; use a number {smallest}")
+    for name in ("learning_rate", "epsilon", "k_min"):
+        _check_number(name, getattr(config, name), positive=name == "learning_rate")
+    for name in ("start_noise", "noise_level"):
+        if getattr(config, name) is not None:
+            _check_number(name, getattr(config, name), positive=name == "start_noise")
+
+
+LEAST = {"tile": 0, "tile_overlap": 0} | dict.fromkeys(
+    ("num_steps", "max_iterations", "num_starts", "max_work"), 1
+)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Reject what is not a whole number, or is too small.
+
+    Raises:
+        ValueError: says its name, the value and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} is {value!r}; use an integer of at least {least}")
+    if int(value) < least:
+        raise ValueError(f"{name} is {value}; use at least {least}")
+
+
+def _check_number(name: str, value: Any, *, positive: bool) -> None:
+    """Reject what is not one number of the range; a tracer tells only its type."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, jax.Array | np.ndarray):
+        real = jnp.issubdtype(value.dtype, jnp.floating)
+        is_number = not value.shape and (
+            real or jnp.issubdtype(value.dtype, jnp.integer)
+        )
+    if is_number and isinstance(value, Tracer):
+        return
+    number = float(value) if is_number else math.nan
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        kind = "number" if math.isfinite(number) else "finite number"
+        smallest = "above 0" if positive else "0 or more"
+        raise ValueError(f"{name} is {value!r}; use a {kind} {smallest}")

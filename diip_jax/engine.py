@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from diip_jax import canvas, diip, matched, stopping
+from diip_jax import canvas, devices, diip, matched
 from diip_jax.compilation import cache_traces, compiler_options
 from diip_jax.config import DIIPConfig
 from diip_jax.prior import Prior
@@ -39,10 +39,11 @@ class Job(NamedTuple):
     Attributes:
         size: its height and width.
         load: returns it, (H, W, 3) in [0, 1]; called when a lane takes its first start,
-            so that a folder need not fit in memory.
+            so that a folder need not fit in memory. What it raises of `ValueError` and
+            `OSError` is the failure of this job alone.
         key: key of its starts.
         states: where starts go on, by their index, from `LaneReport.snapshot`; the
-            others begin.
+            others begin. The budget may have changed since.
         starts: indices of the starts to do; all of the settings if None.
     """
 
@@ -101,7 +102,7 @@ class Failure(NamedTuple):
     """A job that could not be started: its index and the reason."""
 
     job: int
-    error: ValueError
+    error: ValueError | OSError
 
 
 class Report(NamedTuple):
@@ -261,15 +262,25 @@ def run(
             same, half as many. A number given is never changed.
         chunk: iterations between reports, or a function that is asked for their
             number before each chunk; it never compiles again.
-        sharding: of the lanes' leading axis over devices; the prior must be
-            replicated over the same devices.
+        sharding: of the lanes' leading axis over devices, to which the prior is copied.
+            None: lanes live where the prior lives.
         should_stop: asked after every chunk; when true, unfinished jobs are reported
             as they stand and the rest is left undone.
         traces: folder that keeps what was traced for the next process; unused where
-            there is a sharding.
+            there are several devices.
+
+    Raises:
+        ValueError: an option or a setting is not possible.
     """
     config = prior.card.preset if config is None else config
-    traces = traces if sharding is None else None
+    diip.check_config(config)
+    if num_lanes is not None:
+        diip.check_count("num_lanes", num_lanes)
+    if not callable(chunk):
+        diip.check_count("chunk", chunk)
+    at = devices.home(prior) if sharding is None else devices.automatic(sharding)
+    prior = devices.put(prior, None if sharding is None else devices.whole(at))
+    traces = traces if len(at.device_set) == 1 else None
     programs = _Programs(
         jitted_prepare(traces), jitted_look(traces), jitted_advance(traces)
     )
@@ -278,11 +289,21 @@ def run(
         starts = range(config.num_starts) if job.starts is None else job.starts
         canvas_of = canvas.canvas_size(prior, config, *job.size)
         queues[canvas_of] += [_Owner(index, start) for start in starts]
+    buckets = (
+        _Bucket(prior, jobs, config, size, queue, at, programs, num_lanes)
+        for size, queue in queues.items()
+    )
+    return _reports(buckets, chunk, should_stop)
+
+
+def _reports(
+    buckets: "Iterator[_Bucket]",
+    chunk: int | Callable[[], int],
+    should_stop: Callable[[], bool],
+) -> Iterator[Report]:
+    """Restore one bucket after the other; the counts are those of the whole run."""
     total = useful = 0
-    for size, queue in queues.items():
-        bucket = _Bucket(
-            prior, jobs, config, size, queue, sharding, programs, num_lanes
-        )
+    for bucket in buckets:
         for report in bucket.run(chunk, should_stop):
             total += report.lane_iterations
             useful += report.useful_iterations
@@ -305,13 +326,13 @@ def spread(
         The prior and the sharding to give to `run`; with one device, the prior as it is
         and None.
     """
-    devices = jax.local_devices()
-    count = min(len(devices), max(num_jobs, 1))
+    local = jax.local_devices()
+    count = min(len(local), max(num_jobs, 1))
     while num_lanes is not None and num_lanes % count:
         count -= 1
     if count == 1:
         return prior, None
-    mesh = jax.sharding.Mesh(np.asarray(devices[:count]), ("lanes",))
+    mesh = jax.sharding.Mesh(np.asarray(local[:count]), ("lanes",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     lanes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
     return jax.device_put(prior, everywhere), lanes
@@ -342,19 +363,21 @@ class _Bucket:
         config: DIIPConfig,
         size: tuple[int, int],
         queue: Sequence[_Owner],
-        sharding: jax.sharding.Sharding | None,
+        at: jax.sharding.Sharding,
         programs: _Programs,
         num_lanes: int | None,
     ):
         self.prior, self.jobs, self.config, self.size = prior, jobs, config, size
         self.waiting = collections.deque(queue)
-        self.sharding, self.programs = sharding, programs
+        self.budget = diip.budget(config, size)
+        self.at, self.programs = at, programs
         self.image: _Image | None = None  # the last one that a lane took
-        self.num_devices = 1 if sharding is None else len(sharding.device_set)
+        # Lanes that are whole on each device need not be shared out evenly.
+        self.num_devices = 1 if at.is_fully_replicated else len(at.device_set)
         self.may_shrink = num_lanes is None  # where memory runs out
         if num_lanes is None:
-            most = min(_largest_batch(size), len(queue))
-            num_lanes = fitting_lanes(prior, size, config, most)
+            most = min(_largest_batch(size), -(-len(queue) // self.num_devices))
+            num_lanes = fitting_lanes(prior, size, config, most) * self.num_devices
         # Whose job each lane holds, and the lanes themselves.
         self.owners, self.lanes = self._empty_lanes(min(num_lanes, len(queue)))
         self.compiled = self.compiled_look = False  # for so many lanes
@@ -369,6 +392,7 @@ class _Bucket:
             failed += failures
             self._shrink()
             length = chunk() if callable(chunk) else chunk
+            diip.check_count("chunk", length)
             try:
                 look_seconds, first = self._look(fresh)
                 iterations, useful, seconds, second = self._advance(length)
@@ -408,7 +432,7 @@ class _Bucket:
         lanes = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
         # Committed to their device, as what a cached trace returns is: otherwise the
         # second chunk would be compiled again.
-        return [None] * count, jax.device_put(lanes, jax.local_devices()[0])
+        return [None] * count, jax.device_put(lanes, self.at)
 
     def _refill(self) -> tuple[list[int], list[Failure]]:
         """Put waiting starts into empty lanes; return those lanes, and failed jobs."""
@@ -417,42 +441,48 @@ class _Bucket:
             while self.owners[lane] is None and self.waiting:
                 owner = self.waiting.popleft()
                 try:
-                    image = self._image_of(owner.job)
-                except ValueError as error:  # one bad image must not stop the others
+                    new = self._lane(self._image_of(owner.job), owner)
+                # One bad image must not stop the others.
+                except (ValueError, OSError) as error:
                     failed.append(Failure(owner.job, error))
                     self._forget(owner.job)
                     continue
-                job, state = self.jobs[owner.job], None
-                if owner.start not in job.states:
+                if owner.start not in self.jobs[owner.job].states:
                     fresh.append(lane)
-                    state = _begin(
-                        image.y,
-                        job.key,
-                        self.config,
-                        image.seen,
-                        self.prior.card.schedule,
-                        owner.start,
-                    )
-                else:
-                    state = job.states[owner.start]
-                seen = None if image.seen is None else image.seen._replace(noise=None)
-                budget = diip.budget(self.config, self.size)
-                alive = (state.k < budget) & ~stopping.detected(state.stopping)
-                new = Lanes(jnp.asarray(image.y), state, alive, seen)
+                new = devices.put(new, devices.whole(self.at))
                 self.lanes = _insert(self.lanes, lane, new)
                 self.owners[lane] = owner
         return fresh, failed
+
+    def _lane(self, image: "_Image", owner: _Owner) -> Lanes:
+        """Return one lane with a start of an image, where it begins or goes on."""
+        job, schedule = self.jobs[owner.job], self.prior.card.schedule
+        if owner.start in job.states:
+            state = diip.resumed(job.states[owner.start], self.size, self.config)
+        else:
+            key = devices.put(job.key, devices.whole(self.at))
+            state = _begin(image.y, key, self.config, image.seen, schedule, owner.start)
+        seen = None if image.seen is None else image.seen._replace(noise=None)
+        alive = diip.is_unfinished(state, self.budget)
+        return Lanes(jnp.asarray(image.y), state, alive, seen)
 
     def _image_of(self, index: int) -> "_Image":
         """Return a job's image on its canvas, with what it says; the last one is kept.
 
         Raises:
             ValueError: it cannot be loaded or restored.
+            OSError: it cannot be loaded.
         """
         if self.image is None or self.image.job != index:
-            y = np.asarray(self.jobs[index].load(), np.float32)
+            job = self.jobs[index]
+            y = np.asarray(job.load())
             diip.check(self.prior, y, self.config)
-            y, seen = canvas.place(y, self.size), None
+            if y.shape[:2] != tuple(job.size):
+                raise ValueError(
+                    f"image has height and width {y.shape[:2]}, but its job says "
+                    f"{tuple(job.size)}; give the size of what load returns"
+                )
+            y, seen = canvas.place(y.astype(np.float32), self.size), None
             if matched.is_needed(self.config):
                 seen = self.programs.prepare(self.prior, jnp.asarray(y), self.config)
             self.image = _Image(index, y, seen)
@@ -485,8 +515,7 @@ class _Bucket:
         return time.perf_counter() - began
 
     def _spread_lanes(self) -> None:
-        if self.sharding is not None:
-            self.lanes = jax.device_put(self.lanes, self.sharding)
+        self.lanes = jax.device_put(self.lanes, self.at)
 
     def _shrink(self) -> None:
         """Drop idle lanes once nothing waits and half of them are idle."""
@@ -534,7 +563,10 @@ class _Bucket:
             owner = self.owners[lane]
             assert owner is not None  # busy
             size = self.jobs[owner.job].size
-            report = _lane_report(self.lanes, now, damage, lane, owner, size)
+            numbers = [float(number[lane]) for number in now]
+            known = None if damage is None else float(damage[lane])
+            place = _Lane(self.lanes, lane, self.budget)
+            report = _lane_report(place, numbers, known, owner, size)
             if alive[lane] and not interrupted:
                 running.append(report)
             else:
@@ -570,7 +602,7 @@ def _abstract_lanes(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -
         blank, seen = jnp.zeros((*size, 3), jnp.float32), None
         if matched.is_needed(config):
             timesteps = jnp.zeros(config.num_steps, jnp.int32)
-            seen = matched.Start(None, timesteps, jnp.zeros(()))
+            seen = matched.Start(None, timesteps, jnp.float32(0))
         state = diip.start(blank, jax.random.key(0), config)
         return Lanes(blank, state, jnp.bool_(False), seen)
 
@@ -621,16 +653,23 @@ def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
     return last[:, 0], loss, decrease(loss_before, loss), sharpness
 
 
+class _Lane(NamedTuple):
+    """One of the lanes, and the iterations that its start may have."""
+
+    lanes: Lanes
+    index: int
+    budget: int
+
+
 def _lane_report(
-    lanes: Lanes,
-    now: tuple,
-    damage: np.ndarray | None,
-    lane: int,
+    lane: _Lane,
+    numbers: Sequence[float],
+    damage: float | None,
     owner: _Owner,
     size: tuple[int, int],
 ) -> LaneReport:
     def restoration() -> diip.Restoration:
-        answer = jax.device_get(_result(lanes, lane))
+        answer = jax.device_get(_result(*lane))
         height, width = size
         return answer._replace(
             image=answer.image[:height, :width],
@@ -638,9 +677,10 @@ def _lane_report(
         )
 
     def snapshot() -> diip.DIIPState:
-        return jax.device_get(jax.tree.map(lambda a: a[lane], lanes.state))
+        state = lane.lanes.state
+        return jax.device_get(jax.tree.map(lambda a: a[lane.index], state))
 
-    k, loss, decrease, sharpness = (float(number[lane]) for number in now)
+    k, loss, decrease, sharpness = numbers
     return LaneReport(
         job=owner.job,
         start=owner.start,
@@ -648,17 +688,17 @@ def _lane_report(
         loss=loss,
         decrease=decrease,
         sharpness=sharpness,
-        damage=None if damage is None else float(damage[lane]),
+        damage=damage,
         restoration=restoration,
         snapshot=snapshot,
     )
 
 
 @jax.jit
-def _result(lanes: Lanes, lane: int) -> diip.Restoration:
+def _result(lanes: Lanes, lane: int, budget: int) -> diip.Restoration:
     state = jax.tree.map(lambda a: a[lane], lanes.state)
     _, height, width, _ = lanes.y.shape
-    return diip.result(state, (height, width))
+    return diip.result(state, (height, width), budget)
 
 
 class Moment(NamedTuple):
@@ -687,8 +727,9 @@ def iterate(
         every: iterations between two images.
 
     Raises:
-        ValueError: the image cannot be restored.
+        ValueError: the image cannot be restored so.
     """
+    diip.check_count("every", every)
     job = Job((y.shape[0], y.shape[1]), lambda: y, key)
     answers: dict[int, diip.Restoration] = {}
     for report in run(prior, [job], config, chunk=every):
@@ -722,7 +763,12 @@ def restore_many(
     images: Sequence[np.ndarray],
     key: jax.Array,
     config: DIIPConfig | None = None,
-    **options: Any,
+    *,
+    num_lanes: int | None = 1,
+    chunk: int | Callable[[], int] = 10,
+    sharding: jax.sharding.Sharding | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    traces: Path | None = None,
 ) -> list[diip.Restoration]:
     """Restore images of any sizes; image i starts from `fold_in(key, i)`.
 
@@ -731,28 +777,70 @@ def restore_many(
         images: degraded images, each (H, W, 3) in [0, 1].
         key: key of the random starts.
         config: the settings; the prior's preset if None.
-        **options: `num_lanes`, `chunk` and `sharding` of `run`.
+        num_lanes: as for `run`, like what follows.
+        chunk: iterations between two questions to `should_stop`.
+        sharding: of the lanes over devices.
+        should_stop: when true, images are returned as they stand, those that were not
+            begun as they came, for `StopReason.INTERRUPTED`.
+        traces: folder that keeps what was traced.
 
     Returns:
         Restorations in the order of the images, on the host.
 
     Raises:
-        ValueError: an image cannot be restored.
+        ValueError: an image cannot be restored; nothing was begun.
     """
+    config = prior.card.preset if config is None else config
+    diip.check_config(config)
+    images = [np.asarray(y) for y in images]
+    _check_images(prior, images, config)
     jobs = [
         Job((y.shape[0], y.shape[1]), lambda y=y: y, jax.random.fold_in(key, i))
         for i, y in enumerate(images)
     ]
     done: list[dict[int, diip.Restoration]] = [{} for _ in jobs]
     damage: dict[int, float | None] = {}
-    for report in run(prior, jobs, config, **options):
+    for report in run(
+        prior,
+        jobs,
+        config,
+        num_lanes=num_lanes,
+        chunk=chunk,
+        sharding=sharding,
+        should_stop=should_stop,
+        traces=traces,
+    ):
         for failure in report.failed:
             raise failure.error
         for lane in report.finished:
             done[lane.job][lane.start] = lane.restoration()
             damage[lane.job] = lane.damage
-    in_order = [[starts[i] for i in sorted(starts)] for starts in done]
-    return [combine(in_order[i], y, damage[i]) for i, y in enumerate(images)]
+    answers = []
+    for i, y in enumerate(images):
+        starts = [done[i][start] for start in sorted(done[i])]
+        starts = starts or [_not_begun(y, jobs[i].key, config)]
+        answers.append(combine(starts, y, damage.get(i)))
+    return answers
+
+
+def _check_images(
+    prior: Prior, images: Sequence[np.ndarray], config: DIIPConfig
+) -> None:
+    """Reject images that cannot be restored, and say which."""
+    for i, y in enumerate(images):
+        try:
+            diip.check(prior, y, config)
+        except ValueError as error:
+            raise ValueError(f"image {i}: {error}") from error
+
+
+def _not_begun(y: np.ndarray, key: jax.Array, config: DIIPConfig) -> diip.Restoration:
+    """Return the answer of an image that no lane took: the image itself."""
+    height, width, _ = y.shape
+    state = _begin(y.astype(np.float32), key, config)
+    return jax.device_get(diip.result(state, (height, width), budget=1))._replace(
+        image=y.astype(np.float32)
+    )
 
 
 def memory(
@@ -775,9 +863,10 @@ def memory(
         program: what advances the lanes; `jitted_advance()` if None.
     """
     side = canvas.canvas_size(prior, config, *size)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    at = devices.home(prior)
+    prior = devices.put(prior)
     lanes = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device),
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
         _abstract_lanes(side, config, num_lanes),
     )
     program = jitted_advance() if program is None else program
@@ -825,7 +914,7 @@ def fitting_lanes(
 
     Halves from `most` until `rough_memory` is under six tenths of what the device has.
     """
-    available = _available_bytes()
+    available = _available_bytes(devices.home(prior))
     while most > 1 and available is not None:
         if rough_memory(prior, size, config, most) <= 0.6 * available:
             break
@@ -833,11 +922,13 @@ def fitting_lanes(
     return most
 
 
-def _available_bytes() -> int | None:
-    """Return the memory of the first device, None where it is not known."""
-    stats = jax.local_devices()[0].memory_stats()
+def _available_bytes(at: jax.sharding.Sharding) -> int | None:
+    """Return the memory of one device of these, None where it is not known."""
+    device = min(at.addressable_devices, key=lambda device: device.id)
+    stats = device.memory_stats()
     if stats is not None:
         return stats.get("bytes_limit")
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = os.sysconf("SC_AVPHYS_PAGES") // len(jax.local_devices())
+        return pages * os.sysconf("SC_PAGE_SIZE")
     return None

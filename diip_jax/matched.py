@@ -70,7 +70,7 @@ def look(prior: Prior, y: jax.Array, config: DIIPConfig) -> Start:
         level = jnp.maximum(jnp.maximum(white, floor), BLOCK_LEVEL * blocks)
     others = (COLOURED_DEVIATION * coloured) ** 2 + (BLOCK_DEVIATION * blocks) ** 2
     first = timestep(prior.card.schedule, level)
-    fractions = jnp.arange(config.num_steps, 0, -1) / config.num_steps
+    fractions = jnp.arange(config.num_steps, 0, -1, jnp.float32) / config.num_steps
     return Start(
         noise=deviation,
         timesteps=jnp.int32(jnp.round(first * fractions)),

@@ -198,6 +198,8 @@ def check_place(folder: Path) -> None:
 def load(name_or_path: str | Path) -> Prior:
     """Load a bundled prior by name, or any prior from its folder.
 
+    Its weights are on JAX's default device, so that no call has to copy them there.
+
     Raises:
         PriorError: there is no such prior, or its files do not fit its card.
     """
@@ -223,7 +225,12 @@ def load(name_or_path: str | Path) -> Prior:
         raise PriorError(
             f"weights in {path} do not fit card.json ({first_line}); convert them again"
         ) from error
-    return Prior(params, card)
+    leaves, tree = jax.tree.flatten(params)
+    del params  # the host lets each array go once the device has it
+    # Not committed to that device: beside sharded arguments JAX copies them by itself.
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jax.device_put(leaf)
+    return Prior(jax.tree.unflatten(tree, leaves), card)
 
 
 def _check_shapes(params: Any, target: Any) -> None:

@@ -72,6 +72,8 @@ class Schedule:
     def network_timesteps(self, timesteps: np.ndarray | jax.Array) -> Any:
         """Return timesteps as the network was trained to see them, a float32 array."""
         scale = 1000 / self.num_train_timesteps if self.rescale_timesteps else 1.0
+        if isinstance(timesteps, jax.Array):  # float32 from the start, also under x64
+            return timesteps.astype(np.float32) * np.float32(scale)
         return (timesteps * scale).astype(np.float32)
 
 

@@ -221,8 +221,9 @@ def update_robust(
     weighted_sharpness = _average(state.log_sharpness, log_sharpness)
     # The averages start at 0. Dividing by the weight of their terms so far removes that
     # bias: sharpness has k + 1 terms, and the decrease, which needs two losses, has k.
-    slope = weighted_decrease / jnp.maximum(1 - SMOOTHING**k, tiny)
-    level = weighted_sharpness / (1 - SMOOTHING ** (k + 1))
+    memory = jnp.float32(SMOOTHING)
+    slope = weighted_decrease / jnp.maximum(1 - memory**k, tiny)
+    level = weighted_sharpness / (1 - memory ** (k + 1))
 
     warm = k >= WARM_UP * k_min
     new_minimum = warm & (slope < state.smallest_decrease)

@@ -39,12 +39,14 @@ def tiled(
 
     def predict(x_t: jax.Array, conditioning: Any) -> jax.Array:
         def one(corner: jax.Array) -> jax.Array:
-            window = lax.dynamic_slice(x_t, (*corner, 0), (tile, tile, 3))
+            window = lax.dynamic_slice(x_t, (*corner, jnp.int32(0)), (tile, tile, 3))
             return predict_noise(window, conditioning)
 
         # Without the checkpoint the backward pass would hold every window's network.
         windows = lax.map(
-            jax.checkpoint(one), jnp.asarray(corners), batch_size=windows_at_once
+            jax.checkpoint(one),
+            jnp.asarray(corners, jnp.int32),
+            batch_size=windows_at_once,
         )
         rows = corners[:, 0, None, None] + np.arange(tile)[:, None]
         columns = corners[:, 1, None, None] + np.arange(tile)

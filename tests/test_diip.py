@@ -18,7 +18,7 @@ from diip_jax import prior as priors
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import StopReason
 from diip_jax.schedule import Schedule, ddim_timesteps, linear_alphas_cumprod
-from helpers import azula_unet, seeded
+from helpers import azula_unet, lanes, seeded
 from helpers.algorithm import algorithm_1
 
 SIDE = 12
@@ -389,11 +389,68 @@ def test_impossible_images_are_refused(tiny_prior, y, message, key):
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"epsilon": -1e-3}, "epsilon is -0.001; use a number 0 or more"),
         ({"k_min": -1}, "k_min is -1; use a number 0 or more"),
+        ({"num_steps": 3.0}, "num_steps is 3.0; use an integer of at least 1"),
+        ({"max_iterations": True}, "max_iterations is True; use an integer"),
+        ({"max_work": 1e9}, "max_work is 1000000000.0; use an integer of at least 1"),
+        ({"tile": -16}, "tile is -16; use at least 0"),
+        ({"tile": "8"}, "tile is '8'; use an integer of at least 0"),
+        ({"gradient": 3}, "gradient is '3'; use full, frozen or last-K"),
+        ({"learning_rate": np.inf}, "learning_rate is inf; use a finite number above"),
+        ({"learning_rate": "0.1"}, "learning_rate is '0.1'; use a finite number above"),
+        ({"epsilon": None}, "epsilon is None; use a finite number 0 or more"),
+        ({"k_min": np.ones(2)}, r"k_min is array\(\[1., 1.\]\); use a finite number"),
+        ({"noise_level": np.nan}, "noise_level is nan; use a finite number 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(tiny_prior, changes, message, key):
     with pytest.raises(ValueError, match=message):
         restore(tiny_prior, image_of(16, 16, 3), key, seeded.PRESET.replace(**changes))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "bool"])
+def test_images_of_no_float_dtype_are_refused_also_where_values_are_unknown(
+    tiny_prior, dtype, key
+):
+    y = np.zeros((16, 16, 3), dtype)
+    message = rf"y has dtype {y.dtype}; give floats in \[0, 1\].*images.read.*/ 255"
+    for function in (restore, jax.jit(restore)):
+        with pytest.raises(ValueError, match=message):
+            function(tiny_prior, y, key)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"criterion": "robust", "gradient": "full", "tile": 8, "tile_overlap": 2},
+        {"criterion": "discrepancy", "start": "matched", "num_starts": 2},
+    ],
+)
+def test_nothing_has_the_default_dtype_or_another_rank(
+    tiny_prior, changes, key, x64, strict_ranks
+):
+    """Traced only: a loop whose carry changed its dtype would not trace."""
+    numbers = {"learning_rate": np.float64(0.05), "k_min": np.int64(4)}
+    config = seeded.PRESET.replace(num_steps=1, **numbers, **changes)
+    y = jax.ShapeDtypeStruct((12, 16, 3), jnp.float32)
+    answer = jax.eval_shape(restore, tiny_prior, y, key, config)
+    dtypes = {name: leaf.dtype for name, leaf in answer._asdict().items()}
+    counts = ("iteration", "num_iterations", "reason", "last_peak")
+    expected = dict.fromkeys(dtypes, jnp.float32) | dict.fromkeys(counts, jnp.int32)
+    assert dtypes == {**expected, "no_peak": jnp.bool_}
+    leaves = jax.tree.leaves(priors.abstract_params(tiny_prior.card))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_the_default_dtype_does_not_change_the_answer(
+    tiny_prior, key, restore_jit, x64
+):
+    y = lanes.images()[2]
+    actual = jax.device_get(restore_jit(tiny_prior, y, key, lanes.CONFIG))
+    jax.config.update("jax_enable_x64", False)
+    expected = jax.device_get(restore_jit(tiny_prior, y, key, lanes.CONFIG))
+    assert actual.reason == expected.reason == StopReason.HIGH_FREQUENCY
+    assert actual.iteration == expected.iteration > 0
+    np.testing.assert_allclose(actual.image, expected.image, atol=TWO_PROGRAMS)
 
 
 def test_prior_of_one_size_refuses_others(tiny_prior, key):

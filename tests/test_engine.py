@@ -5,6 +5,7 @@ iterations it is arithmetic on jobs whose lengths are known beforehand.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
-from helpers import seeded
+from helpers import many_devices, seeded
 from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +215,7 @@ def test_answers_on_the_way_are_the_images_of_their_iteration(tiny_prior, key):
         if report.finished:
             break
         answer = report.running[0].restoration()
-        assert answer.reason == StopReason.MAX_ITERATIONS  # as if the budget ended here
+        assert answer.reason == StopReason.INTERRUPTED
         if before is not None:
             image = (g(before.z) + 1) / 2
             np.testing.assert_allclose(answer.image, image, atol=TOLERANCE)
@@ -246,7 +247,7 @@ def test_should_stop_ends_the_run_with_what_there_is(tiny_prior, key):
     for lane in last.finished:
         answer = lane.restoration()
         assert answer.num_iterations == 10
-        assert answer.reason == StopReason.MAX_ITERATIONS
+        assert answer.reason == StopReason.INTERRUPTED
         assert np.isfinite(answer.image).all()
         assert np.isnan(answer.losses[10:]).all()
 
@@ -282,9 +283,91 @@ def test_only_bad_images(tiny_prior, key, count):
     assert not any(report.finished or report.running for report in reports)
 
 
-def test_restore_many_raises_what_an_image_raises(tiny_prior, key):
-    with pytest.raises(ValueError, match="y ranges over"):
-        engine.restore_many(tiny_prior, [np.full((16, 16, 3), 2.0)], key, CONFIG)
+def missing():
+    raise FileNotFoundError("x.png is gone")
+
+
+def test_jobs_that_cannot_begin_fail_alone_and_say_why(tiny_prior, key):
+    small = np.full((8, 8, 3), 0.5, np.float32)
+    _, state = diip.prepare(tiny_prior, small, key, LONG)
+    other = CONFIG.replace(criterion="robust")
+    _, robust = diip.prepare(tiny_prior, small, key, other)
+    ahead = state._replace(k=jnp.int32(BUDGET + 1))
+    jobs = {
+        "x.png is gone": engine.Job((8, 8), missing, key),
+        r"\(8, 8\), but its job says \(8, 7\)": engine.Job((8, 7), lambda: small, key),
+        "dtype uint8": engine.Job((8, 8), lambda: small.astype(np.uint8), key),
+        "not one of criterion 'paper'": one_job(key, robust)[0],
+        r"canvas of shape \(8, 8, 3\), but this image .* \(16, 16, 3\)": (
+            one_job(key, state)[0]
+        ),
+        "done 41 iterations, but max_iterations is 40; use at least 41": engine.Job(
+            (8, 8), lambda: small, key, {0: ahead}
+        ),
+    }
+    reports = list(engine.run(tiny_prior, list(jobs.values()), LONG, num_lanes=2))
+    assert not any(report.running or report.finished for report in reports)
+    failures = {f.job: str(f.error) for report in reports for f in report.failed}
+    for i, message in enumerate(jobs):
+        assert re.search(message, failures[i]), failures[i]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_lanes": 0}, "num_lanes is 0; use at least 1"),
+        ({"num_lanes": 1.5}, "num_lanes is 1.5; use an integer of at least 1"),
+        ({"chunk": 0}, "chunk is 0; use at least 1"),
+        ({"chunk": -3}, "chunk is -3; use at least 1"),
+        ({"chunk": lambda: 0}, "chunk is 0; use at least 1"),
+        ({"config": CONFIG.replace(criterion="best")}, "criterion is 'best'; use one"),
+    ],
+)
+def test_impossible_options_are_refused(tiny_prior, key, options, message):
+    options = {"config": CONFIG, **options}
+    with pytest.raises(ValueError, match=message):
+        list(engine.run(tiny_prior, one_job(key), **options))
+
+
+def test_images_must_be_some_iterations_apart(tiny_prior, key):
+    with pytest.raises(ValueError, match="every is 0; use at least 1"):
+        next(engine.iterate(tiny_prior, seeded.image(8, 8), key, every=0))
+
+
+def test_restore_many_names_the_image_before_it_begins(tiny_prior, key, monkeypatch):
+    monkeypatch.delattr(engine, "run")
+    pictures = [seeded.image(8, 8), np.full((16, 16, 3), 2.0)]
+    with pytest.raises(ValueError, match="image 1: y ranges over"):
+        engine.restore_many(tiny_prior, pictures, key, CONFIG)
+
+
+def test_restore_many_may_be_stopped(tiny_prior, key):
+    pictures = images([(16, 16)] * 3)
+    options = {"num_lanes": 2, "chunk": 5, "should_stop": lambda: True}
+    answers = engine.restore_many(tiny_prior, pictures, key, LONG, **options)
+    assert [int(answer.num_iterations) for answer in answers] == [5, 5, 0]
+    assert {int(answer.reason) for answer in answers} == {StopReason.INTERRUPTED}
+    np.testing.assert_array_equal(answers[2].image, pictures[2])
+
+
+def test_a_larger_budget_goes_on(tiny_prior, key, uninterrupted):
+    shorter = LONG.replace(max_iterations=7)
+    *_, last = engine.run(tiny_prior, one_job(key), shorter)
+    resumed = one_job(key, last.finished[0].snapshot())
+    done, last = collect(engine.run(tiny_prior, resumed, LONG))
+    assert last.useful_iterations == BUDGET - 7
+    chex.assert_trees_all_close(done[0], uninterrupted, atol=TOLERANCE)
+
+
+def test_a_diverged_state_stays_as_it_is(tiny_prior, key):
+    _, state = diip.prepare(tiny_prior, seeded.image(16, 16), key, LONG)
+    verdict = state.stopping.verdict._replace(loss=jnp.float32(jnp.nan))
+    criterion = state.stopping._replace(verdict=verdict)
+    state = jax.device_get(state._replace(k=jnp.int32(3), stopping=criterion))
+    done, last = collect(engine.run(tiny_prior, one_job(key, state), LONG))
+    assert last.useful_iterations == 0
+    assert done[0].num_iterations == 3
+    assert done[0].reason == StopReason.DIVERGED
 
 
 def test_nothing_to_do(tiny_prior, key):
@@ -296,11 +379,11 @@ def test_nothing_to_do(tiny_prior, key):
 
 def test_number_of_lanes_is_halved_until_it_fits(tiny_prior, monkeypatch):
     monkeypatch.setattr(engine, "rough_memory", lambda *args: 10 * args[3])
-    monkeypatch.setattr(engine, "_available_bytes", lambda: 70)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: 70)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 4  # 40 <= 42 < 80
-    monkeypatch.setattr(engine, "_available_bytes", lambda: 1)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: 1)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 1
-    monkeypatch.setattr(engine, "_available_bytes", lambda: None)
+    monkeypatch.setattr(engine, "_available_bytes", lambda _: None)
     assert engine.fitting_lanes(tiny_prior, (16, 16), CONFIG, 16) == 16
 
 
@@ -394,14 +477,12 @@ def test_memory_is_more_than_the_weights(tiny_prior):
 # Eight devices
 
 
-def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
-    """Twelve images on eight lanes, one per device, against lanes on one device."""
-    path, here = tmp_path / "sharded.npz", Path(__file__).parent
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    )
+def run_on_devices(count, program, path):
+    """Run a helper in a process that sees so many devices, and load what it stores."""
+    here, flag = Path(__file__).parent, "--xla_force_host_platform_device_count"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}={count}"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "helpers.eight_devices", str(path)],
+        [sys.executable, "-W", "error", "-m", f"helpers.{program}", str(path)],
         env={
             **os.environ,
             "XLA_FLAGS": flags.strip(),
@@ -413,9 +494,14 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
+    """Twelve images on eight lanes, one per device, against lanes on one device."""
+    actual = run_on_devices(8, "eight_devices", tmp_path / "sharded.npz")
     expected = engine.restore_many(tiny_prior, images(TWELVE), key, CONFIG, num_lanes=2)
-    with np.load(path) as sharded:
-        actual = dict(sharded)
     for i, one in enumerate(expected):
         assert actual["reason"][i] == one.reason
         assert actual["iteration"][i] == one.iteration
@@ -423,6 +509,23 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         np.testing.assert_allclose(actual["image"][i], one.image, atol=TOLERANCE)
         np.testing.assert_allclose(actual["losses"][i], one.losses, rtol=TOLERANCE)
     assert len({int(one.num_iterations) for one in expected}) >= 4
+
+
+def test_priors_and_lanes_may_be_on_any_devices(tiny_prior, tmp_path):
+    """Committed priors, meshes of both kinds and shard_map, against one device."""
+    actual = run_on_devices(4, "many_devices", tmp_path / "many.npz")
+    key, expected = jax.random.key(many_devices.KEY), {}
+    for kind, config in {
+        "engine": many_devices.CONFIG,
+        "restore": many_devices.FULL,
+    }.items():
+        alone = engine.restore_many(tiny_prior, many_devices.PICTURES, key, config)
+        expected[kind] = np.stack([one.image for one in alone])
+    assert len(actual) == 7
+    for way, found in actual.items():
+        np.testing.assert_allclose(
+            found, expected[way.split()[0]], atol=TOLERANCE, err_msg=way
+        )
 
 
 # Last, since what JAX has traced before is lost in it

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "diip_jax"
 ROWS = [
     {"entries"},
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
-    | {"degradations", "noise", "ensemble"},
+    | {"degradations", "noise", "ensemble", "devices"},
     {"compilation", "images", "stopping", "prior", "tiling"},
     {"canvas"},
     {"matched"},
@@ -44,6 +44,7 @@ INSIDE = {
 # What the numerical modules at the bottom may import besides the standard library.
 FOREIGN = {
     "config": {"jax", "flax"},
+    "devices": {"jax", "numpy"},
     "stopping": {"jax"},
     "signals": {"jax"},
     "schedule": {"jax", "numpy"},

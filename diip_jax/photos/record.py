@@ -43,7 +43,8 @@ def is_complete(restoration: Restoration, budget: int) -> bool:
         budget: iterations that it may have.
     """
     spent = int(restoration.num_iterations) >= budget
-    return spent or int(restoration.reason) != StopReason.MAX_ITERATIONS
+    unfinished = (StopReason.MAX_ITERATIONS, StopReason.INTERRUPTED)
+    return spent or int(restoration.reason) not in unfinished
 
 
 def stop(restoration: Restoration, budget: int) -> dict[str, Any]:

@@ -16,6 +16,12 @@ Time = tuple[jax.Array, ...]  # what a residual block computes from the timestep
 Conditioning = tuple[Time, ...]  # of all residual blocks, in order
 
 
+def _weights(layer: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Return a parameter of a layer: float32, whatever JAX's default is."""
+    initial = nn.initializers.ones if name == "scale" else nn.initializers.zeros
+    return layer.param(name, initial, shape, jnp.float32)
+
+
 class Dense(nn.Module):
     """Affine map of the last axis."""
 
@@ -25,10 +31,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x @ kernel + bias."""
-        kernel = self.param(
-            "kernel", nn.initializers.zeros, (x.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = _weights(self, "kernel", (x.shape[-1], self.features))
+        bias = _weights(self, "bias", (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         y = x @ kernel
         return y + jnp.broadcast_to(bias, y.shape)  # one line of the program, not two
@@ -58,8 +62,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the convolution of x plus the bias."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.zeros, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = _weights(self, "kernel", shape)
+        bias = _weights(self, "bias", (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.upsampled:
             y = ops.convolve_upsampled(x, kernel)
@@ -94,9 +98,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def affine(self, channels: int) -> tuple[jax.Array, jax.Array]:
         """Return scale and bias, each (channels,)."""
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return scale, bias
+        return _weights(self, "scale", (channels,)), _weights(self, "bias", (channels,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise x, (N, H, W, C)."""
@@ -126,7 +128,8 @@ class TimedGroupNorm(GroupNorm):
         if not self.scale_shift:
             return (projection,)
         factor, shift = jnp.split(projection, 2, axis=-1)
-        scale, bias = self.affine(factor.shape[-1])
+        affine = self.affine(factor.shape[-1])
+        scale, bias = (jnp.broadcast_to(a, factor.shape) for a in affine)
         return scale * (1 + factor), bias * (1 + factor) + shift
 
     def __call__(self, x: jax.Array, time: Time) -> jax.Array:
@@ -135,4 +138,4 @@ class TimedGroupNorm(GroupNorm):
             scale, bias = time
             return ops.group_norm(x, scale, bias, self.epsilon, self.silu)
         addend = time[0][..., None, None, :]  # to every pixel
-        return super().__call__(x + addend.astype(x.dtype))
+        return super().__call__(x + jnp.broadcast_to(addend, x.shape).astype(x.dtype))

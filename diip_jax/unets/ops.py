@@ -39,7 +39,8 @@ def timestep_embedding(
     """
     half = width // 2
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - divisor_shift))
-    angles = jnp.asarray(t, jnp.float32)[..., None] * np.float32(frequencies)
+    t = jnp.asarray(t, jnp.float32)[..., None]
+    angles = t * np.float32(frequencies).reshape((1,) * (t.ndim - 1) + (half,))
     first, second = (jnp.sin, jnp.cos) if sin_first else (jnp.cos, jnp.sin)
     features = jnp.concatenate([first(angles), second(angles)], axis=-1)
     return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, width - 2 * half)])
@@ -205,8 +206,8 @@ def _group_mean(channels: jax.Array) -> jax.Array:
     the repetition inside those loops, again for every pixel.
     """
     c = channels.shape[-1]
-    group = lax.div(jnp.arange(c), c // GROUPS)
-    shares = (group[:, None] == group).astype(jnp.float32) / (c // GROUPS)
+    group = lax.div(jnp.arange(c, dtype=jnp.int32), jnp.int32(c // GROUPS))
+    shares = (group[:, None] == group[None]).astype(jnp.float32) / (c // GROUPS)
     return jnp.einsum("nhwc,cd->nhwd", channels, shares, precision="highest")
 
 
