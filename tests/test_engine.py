@@ -511,6 +511,7 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
     assert len({int(one.num_iterations) for one in expected}) >= 4
 
 
+@pytest.mark.slow  # a minute: each way compiles its programs anew
 def test_priors_and_lanes_may_be_on_any_devices(tiny_prior, tmp_path):
     """Committed priors, meshes of both kinds and shard_map, against one device."""
     actual = run_on_devices(4, "many_devices", tmp_path / "many.npz")
