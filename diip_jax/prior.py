@@ -7,7 +7,8 @@ Orbax checkpoint of its weights).
 import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -176,13 +177,33 @@ def save(path: str | Path, prior: Prior) -> None:
         (folder / "card.json").write_text(card, encoding="utf-8")
 
     # Orbax writes in threads of its own. An interrupt of `save` in this thread would
-    # leave them at work in a folder that is being deleted. Interrupted here, the pool
-    # ends when they have.
-    with (
-        storage.replacing(Path(path).absolute()) as folder,
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-        pool.submit(write, folder).result()
+    # leave them at work in a folder that is being deleted.
+    with storage.replacing(Path(path).absolute()) as folder:
+        _in_a_thread(lambda: write(folder))
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    """Do work in a thread; an interrupt of this one is raised when that has ended.
+
+    Not by an executor: one that is interrupted as it starts its thread forgets it.
+    """
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # interrupted before it began
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=run).start()
+        future.result()
+    except BaseException:
+        if not future.cancel():
+            concurrent.futures.wait([future])
+        raise
 
 
 def check_place(folder: Path) -> None:

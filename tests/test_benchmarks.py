@@ -137,6 +137,7 @@ def test_the_memory_table_adds_up(tiny_prior):
     assert row["widened"] == 0
 
 
+@pytest.mark.slow
 def test_every_architecture_of_the_registry_has_a_row():
     module = load("priors")
     counts = {checkpoint.parameters for checkpoint in registry.public().values()}
@@ -234,6 +235,7 @@ def test_ffdnet_is_the_network_of_its_package(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_best_iteration_is_that_of_the_mean_over_starts(tiny_prior, monkeypatch):
     photos = load("photos")
     config = DEFAULT.replace(num_starts=2, max_iterations=3, gradient="frozen")
@@ -252,6 +254,7 @@ def test_the_best_iteration_is_that_of_the_mean_over_starts(tiny_prior, monkeypa
     assert best == pytest.approx(max(metrics.psnr(clean, m) for m in means), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_table_of_photos_and_its_record(tiny_prior, tmp_path, monkeypatch, capsys):
     photos = load("photos")
     folder, record = tmp_path / "photos", tmp_path / "photos.json"
@@ -291,6 +294,7 @@ def test_unknown_tasks_and_methods_are_refused(monkeypatch, capsys):
     assert "'magic' is not one of input, one-shot" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_weights_keep_the_network_finite():
     cases = load("cases")
     prior = cases.random_prior(seeded.prior().card, "bfloat16")

@@ -233,6 +233,7 @@ def test_acceptance_4_killed_and_run_again(run, start, tmp_path):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_acceptance_5_the_same_photo_alone_in_a_batch_and_in_a_shard(
     run, tmp_path, monkeypatch, tiny_prior
 ):

@@ -210,7 +210,11 @@ def past_stop(
     budget = diip.budget(config, canvas.canvas_size(prior, config, *job.size))
     if int(state.k) >= budget:
         return
-    unstopped = state._replace(stopping=stopping.init())
+    judged = stopping.init()
+    # Its last loss tells that it has not diverged.
+    loss = state.stopping.verdict.loss
+    judged = judged._replace(verdict=judged.verdict._replace(loss=loss))
+    unstopped = state._replace(stopping=judged)
     reports = engine.run(
         prior,
         [job._replace(states={start: unstopped}, starts=[start])],

@@ -173,7 +173,7 @@ def test_unwritable_places(photo, tmp_path):
     for path, reason in (
         (tmp_path / "file" / "x.png", "Not a directory"),
         (tmp_path / "missing" / "x.png", "No such file or directory"),
-        (tmp_path / "folder.png", "Is a directory"),
+        (tmp_path / "folder.png", "it is a folder"),
     ):
         with pytest.raises(images.ImageError, match=reason):
             images.write(path, photo.rgb, photo)

@@ -59,6 +59,7 @@ def test_oracle_sees_every_iterate_and_none_twice(tiny_prior, every_iterate):
     assert np.abs(seen[stop] - answer.image).max() > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_do_after_the_budget(tiny_prior):
     job = engine.Job(SIZE, lambda: seeded.image(*SIZE), jax.random.key(0))
     (*_, last) = engine.run(tiny_prior, [job], NEVER, chunk=12)

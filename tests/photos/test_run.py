@@ -430,6 +430,7 @@ STARTS = DEFAULT.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_photo_is_the_mean_of_its_starts(tiny_prior, tmp_path):
     decided = planned(tiny_prior, [save(tmp_path / "x.png")], STARTS)
     (outcome,), progress = restored(tiny_prior, decided.tasks, STARTS)

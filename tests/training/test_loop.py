@@ -110,6 +110,7 @@ def check_equal(output, uninterrupted):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_saves_and_goes_on(
     folder, uninterrupted, tmp_path, monkeypatch
 ):
@@ -155,6 +156,7 @@ def test_other_settings_do_not_go_on_unasked(folder, uninterrupted, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_prior_is_trained_further(folder, uninterrupted, tmp_path):
     arguments = [f"--images={folder}", f"--output={tmp_path / 'more'}", *LENGTH]
     more = [f"--init={uninterrupted}", "--steps=1", "--learning_rate=1e-9", "--quiet"]
@@ -238,6 +240,7 @@ def test_a_missing_package_is_said(folder, tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_restart_forgets_what_was_begun(folder, uninterrupted, tmp_path):
     output = tmp_path / "mine"
     assert train(folder, output, "--steps=1") == 0
@@ -301,6 +304,7 @@ def test_the_nearest_crop_is_found_though_it_is_mirrored():
     np.testing.assert_array_equal(found[1], crops[3, :, ::-1])
 
 
+@pytest.mark.slow
 def test_the_clock_ends_a_training(folder, tmp_path):
     prior = train_steps.prior()
     pictures = loop.data.find([folder], 8)

@@ -94,6 +94,7 @@ def test_twenty_steps_are_those_of_a_plain_pytorch_loop():
         assert np.abs(ours - other).mean() < 0.01 * far
 
 
+@pytest.mark.slow
 def test_weight_gradients_are_finite_differences(tiny_prior, key):
     x = jax.random.uniform(key, (2, 8, 8, 3), minval=-1)
     noise = jax.random.normal(key, x.shape)
@@ -142,9 +143,9 @@ def test_a_few_pictures_are_learned_by_heart():
     prior = train_steps.prior()
     config = CONFIG.replace(learning_rate=4e-3, weight_decay=0.0, band=(300, 700))
     state, few, losses = step.init(prior.params, config), train_steps.pictures(0), []
-    for number in range(120):
+    for number in range(160):
         state, metrics = step.jitted_train_step()(
-            state, few, number / 120, prior.card, config
+            state, few, number / 160, prior.card, config
         )
         losses.append(float(metrics.loss))
     # A network that predicts nothing has the variance of the noise, 1, times weights of
@@ -197,6 +198,7 @@ def test_random_weights_start_without_residual_branches(any_family):
             assert np.var(leaf) * 3 * inputs == pytest.approx(1, abs=off)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_steps_as_one(tmp_path):
     path = tmp_path / "eight.npz"
     flags = (

@@ -152,6 +152,7 @@ def test_blocks_recomputed_give_the_same_gradient():
         assert seeded.relative_error(a, b) < GRADIENT
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_returns_float32():
     config, params = seeded.TINY, random_params(seeded.TINY)
     x, cotangent = inputs()
