@@ -6,7 +6,8 @@ Needs torch, einops and azula (`pip install --no-deps azula`). Both sides take t
 step in float32 on crops of 64x64 with the bundled shape: noise, the weighted error of
 eps, its gradient, the clip of its norm, Adam, the average of the weights. PyTorch runs
 eagerly, channels first, with as many threads as cores. Runs alternate, and the median
-of their times counts. Ratios below 1 mean that this package is faster.
+of their times counts. Ratios below 1 mean that this package is faster. On a CPU,
+`--profile` shows where a step's time goes here, in the classes of `op_times.py`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import cases
 import jax
 import numpy as np
+import op_times
 import torch
 import vs_torch
 
@@ -64,6 +66,27 @@ def theirs(prior: Prior, pictures: np.ndarray) -> Callable[[], None]:
     return take
 
 
+def shares(
+    prior: Prior, pictures: np.ndarray, take: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Return per cent of a step's time, forward and backward, of each class.
+
+    Args:
+        prior: the prior.
+        pictures: crops, (N, 64, 64, 3) uint8.
+        take: what takes a step here; its program is compiled.
+    """
+    kernels = op_times.shared_time(op_times.profile(take))
+    config = step.TrainConfig(batch_size=len(pictures))
+    state = step.init(prior.params, config)
+    program = step.jitted_train_step().lower(state, pictures, 0.5, prior.card, config)
+    classes = op_times.by_class(kernels, op_times.paths(program.compile().as_text()))
+    total = sum(map(sum, classes.values()))
+    return {
+        kind: [100 * part / total for part in pair] for kind, pair in classes.items()
+    }
+
+
 def main() -> None:
     """Print the ratio."""
     parser = argparse.ArgumentParser(
@@ -71,6 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
 
@@ -86,7 +110,12 @@ def main() -> None:
         f"{1e3 * times['there']:.0f} ms in PyTorch, ratio {ratio:.2f}; "
         f"{flags.batch / times['here']:.1f} images/s"
     )
-    cases.write(flags.json, [{"batch": flags.batch, **times, "ratio": ratio}])
+    row = {"batch": flags.batch, **times, "ratio": ratio}
+    if flags.profile:
+        row["percent"] = shares(prior, pictures, runs["here"])
+        for kind, (forward, backward) in row["percent"].items():
+            print(f"{kind:36s} {forward:5.1f} {backward:5.1f}")
+    cases.write(flags.json, [row])
 
 
 if __name__ == "__main__":

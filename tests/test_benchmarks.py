@@ -35,7 +35,7 @@ def importable(monkeypatch):
 
 
 def load(name):
-    if name == "vs_torch":
+    if name in ("vs_torch", "train_step"):
         pytest.importorskip("torch")
         pytest.importorskip("azula")
     return importlib.import_module(name)
