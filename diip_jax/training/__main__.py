@@ -37,14 +37,24 @@ NEEDS = ("grain", "matplotlib")
 NETWORK = ("family", *SHAPE, "schedule")
 
 
+class _Help(
+    argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
+):
+    """Lines as they are written, and the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
-    lines = argparse.RawDescriptionHelpFormatter
     result = argparse.ArgumentParser(
         "python -m diip_jax.training",
         description=__doc__,
         epilog=EXIT_CODES,
-        formatter_class=lines,
+        formatter_class=_Help,
     )
     add = result.add_argument
     add("--images", type=Path, nargs="+", required=True, help="folders, or zip files")
@@ -71,10 +81,20 @@ def parser() -> argparse.ArgumentParser:
     add("--warm_up", type=_positive, default=200, help="steps until it is there")
     add("--weight_decay", type=float, default=0.0, help="above 0: AdamW")
     add("--ema_decay", type=float, default=0.9997, help="of the averaged weights")
-    add("--weighting", choices=("level", "plain", "min-snr", "p2"), default="level")
+    add(
+        "--weighting",
+        choices=("level", "plain", "min-snr", "p2"),
+        default="level",
+        help="of the timesteps in the loss",
+    )
     add("--band", type=_numbers, default=(20, 260), help="half of the timesteps")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    add("--seed", type=int, default=0)
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network; auto is bfloat16 on accelerators",
+    )
+    add("--seed", type=int, default=0, help="of crops and noise")
     add("--distributed", action="store_true", help="one of several processes")
     add("--num_workers", type=int, default=0, help="processes that decode; 0: threads")
 
