@@ -216,8 +216,9 @@ class _Run:
                 if due:
                     yield self._save(state, checkpoints, ended)
                     last_save = number
+                # What a save took counts from the next step on: a training ends by
+                # `ended` alone, and so never without a save.
                 began = time.perf_counter()
-                self.seconds = before + began - resumed_at
             if ended:
                 return
 

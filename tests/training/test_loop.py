@@ -305,6 +305,21 @@ def test_the_nearest_crop_is_found_though_it_is_mirrored():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [9, 10, 11, 12])
+def test_nothing_is_unsaved_whenever_the_clock_ends(
+    folder, tmp_path, monkeypatch, seconds
+):
+    now = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(now)))
+    config = step.TrainConfig(batch_size=8)
+    plan = loop.Plan(minutes=seconds / 60, log_steps=1, save_minutes=100)
+    pictures = loop.data.find([folder], 8)
+    events = list(loop.run(train_steps.prior(), pictures, tmp_path / "x", config, plan))
+    assert isinstance(events[-1], loop.Save)
+    assert events[-1].step == events[-2].step > 1
+
+
+@pytest.mark.slow
 def test_the_clock_ends_a_training(folder, tmp_path):
     prior = train_steps.prior()
     pictures = loop.data.find([folder], 8)
