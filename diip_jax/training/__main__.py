@@ -33,6 +33,11 @@ SHAPE = {  # of the bundled priors
     "num_res_blocks": 1,
     "attention_factors": (8,),
 }
+# Flags that are settings of the same name: of `TrainConfig`, of `Plan`.
+TRAINING = ("batch_size", "learning_rate", "warm_up", "weight_decay", "ema_decay")
+TRAINING += ("weighting", "band", "seed")
+LENGTH = ("steps", "save_minutes", "save_steps", "log_steps", "num_validation")
+LENGTH += ("num_workers", "nearest")
 NEEDS = ("grain", "matplotlib")
 NETWORK = ("family", *SHAPE, "schedule")
 
@@ -190,16 +195,16 @@ def _prior(given: argparse.Namespace) -> Any:
     from diip_jax.training import start
 
     chosen = [name for name in NETWORK if getattr(given, name) is not None]
-    if given.init is not None and chosen:
-        raise UsageError(
-            f"--{chosen[0]} is {getattr(given, chosen[0])}, but --init {given.init} "
-            "brings its own network; leave one of the two out"
-        )
-    if given.init is not None and Path(given.init).resolve() == given.output.resolve():
-        raise UsageError(
-            f"--init and --output are both {given.init}; give a new folder"
-        )
     if given.init is not None:
+        if chosen:
+            raise UsageError(
+                f"--{chosen[0]} is {getattr(given, chosen[0])}, but --init {given.init}"
+                " brings its own network; leave one of the two out"
+            )
+        if Path(given.init).resolve() == given.output.resolve():
+            raise UsageError(
+                f"--init and --output are both {given.init}; give a new folder"
+            )
         return load(given.init)
     shape = {name: getattr(given, name) or usual for name, usual in SHAPE.items()}
     build = start.ddpm_shape if given.family == "ddpm" else start.adm_shape
@@ -236,17 +241,7 @@ def _config(given: argparse.Namespace, prior: Any) -> Any:
     dtype = given.dtype
     if dtype == "auto":  # CPUs are slower with it
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return TrainConfig(
-        batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
-        warm_up=given.warm_up,
-        weight_decay=given.weight_decay,
-        ema_decay=given.ema_decay,
-        weighting=given.weighting,
-        band=given.band,
-        dtype=dtype,
-        seed=given.seed,
-    )
+    return TrainConfig(dtype=dtype, **_given(given, TRAINING))
 
 
 def _plan(given: argparse.Namespace, pictures: Any) -> Any:
@@ -257,25 +252,21 @@ def _plan(given: argparse.Namespace, pictures: Any) -> Any:
     if pictures.num_grey:
         described += f"; {pictures.num_grey} grey pictures, their channel repeated"
     began = given.init or "random weights"
-    minutes = given.minutes
-    if given.steps is None and minutes is None:
-        minutes = 60.0
+    by_clock = given.steps is None and given.minutes is None
     return Plan(
-        steps=given.steps,
-        minutes=minutes,
-        save_minutes=given.save_minutes,
-        save_steps=given.save_steps,
-        log_steps=given.log_steps,
-        num_validation=given.num_validation,
-        num_workers=given.num_workers,
-        nearest=given.nearest,
+        minutes=60.0 if by_clock else given.minutes,
         name=given.name or given.output.name,
+        **_given(given, LENGTH),
         facts={
             "source": f"python -m diip_jax.training, from {began}",
             "licence": given.licence,
             "training_data": described,
         },
     )
+
+
+def _given(given: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in names}
 
 
 def _tell(events: Any, given: argparse.Namespace, say: Any) -> None:

@@ -157,8 +157,9 @@ def _look(place: tuple[Path, str | None], least: int) -> Picture | tuple[str, st
     try:
         with picture.open() as file:
             head = file.read(HASHED_BYTES)
-        with picture.open() as file, Image.open(file) as header:
-            size, mode = header.size, header.mode
+            file.seek(0)
+            with Image.open(file) as header:
+                size, mode = header.size, header.mode
         num_bytes = picture.num_bytes()
     except Exception as error:  # Pillow's decoders raise many kinds
         return picture.name, str(error).splitlines()[0] if str(error) else repr(error)

@@ -193,10 +193,9 @@ class _Run:
         before, resumed_at = self.seconds, time.perf_counter()
         began, metrics, broken = resumed_at, [], set()
         stream = self._batches(first=number)
-        while self.plan.progress(number, self.seconds) < 1:
+        while (progress := self.plan.progress(number, self.seconds)) < 1:
             batch = next(stream)
             broken |= {index for index in batch["broken"].tolist() if index >= 0}
-            progress = self.plan.progress(number, self.seconds)
             state, metric = step.jitted_train_step()(
                 state, self._placed(batch["image"]), progress, self.card, self.config
             )
@@ -346,9 +345,6 @@ class _Run:
 def _digest(prior: Prior, pictures: Pictures, config: TrainConfig) -> str:
     """Return a digest of all that a training depends on, its length apart."""
     names = [(picture.name, picture.part) for picture in pictures.train]
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(prior.params):
-        weights.update(np.ascontiguousarray(leaf).tobytes())
     depends_on = [config, prior.card.architecture, prior.card.schedule, names]
-    text = f"{depends_on!r}{weights.hexdigest()}"
+    text = f"{depends_on!r}{start.digest(prior.params)}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -30,6 +30,11 @@ WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def in_range(pictures: jax.Array) -> jax.Array:
+    """Return 8-bit pictures as float32 ones in [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
 def draw_timesteps(
     key: jax.Array, count: int, num_train_timesteps: int, band: tuple[int, int]
 ) -> jax.Array:

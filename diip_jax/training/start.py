@@ -135,6 +135,14 @@ def random_params(card: Card, seed: int) -> Any:
     return jax.tree.map_with_path(leaf, priors.abstract_params(card))
 
 
+def digest(params: Any) -> str:
+    """Return the SHA-256 of the weights, in the order of their leaves."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
 def trained(prior: Prior, params: Any, name: str, facts: Mapping[str, str]) -> Prior:
     """Return a trained prior with its card.
 
@@ -145,15 +153,11 @@ def trained(prior: Prior, params: Any, name: str, facts: Mapping[str, str]) -> P
         facts: `source`, `licence` and `training_data` of its card.
     """
     params = jax.device_get(params)
-    leaves = jax.tree.leaves(params)
-    digest = hashlib.sha256()
-    for leaf in leaves:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
     card = dataclasses.replace(
         prior.card,
         name=name,
-        sha256=digest.hexdigest(),
-        parameters=sum(leaf.size for leaf in leaves),
+        sha256=digest(params),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         **facts,
     )
     return Prior(params, card)

@@ -140,7 +140,7 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     of_time, of_noise = jax.random.split(key)
-    x = pictures.astype(jnp.float32) / 127.5 - 1
+    x = loss.in_range(pictures)
     noise = jax.random.normal(of_noise, x.shape, jnp.float32)
     schedule = card.schedule
     t = loss.draw_timesteps(of_time, len(x), schedule.num_train_timesteps, config.band)

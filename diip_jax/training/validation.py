@@ -31,7 +31,7 @@ def errors(params: Any, pictures: jax.Array, card: Card) -> jax.Array:
         pictures: crops, (N, H, W, 3) uint8.
         card: of the prior.
     """
-    x = pictures.astype(jnp.float32) / 127.5 - 1
+    x = loss.in_range(pictures)
     predict = step.predictor(card, "float32")
 
     def at(t: jax.Array) -> jax.Array:
