@@ -22,6 +22,7 @@ ROWS = [
     {"diip"},
     {"engine"},
     {"photos", "training"},
+    {"bench"},
 ]
 LEVELS = {name: level for level, row in enumerate(ROWS) for name in row}
 # Inside a folder the same holds, from left to right; "" is the folder's __init__.
@@ -35,6 +36,13 @@ INSIDE = {
     "training": [
         *("", "loss", "step", "data", "start", "validation", "sheets", "checkpoint"),
         *("loop", "__main__"),
+    ],
+    "bench": [
+        *("", "baselines", "baselines.restored", "operators"),
+        *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
+        *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
+        *("baselines.gibbs_ddrm", "tasks", "rivals", "traces", "stops", "methods"),
+        *("cells", "run", "tables", "figures", "__main__"),
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),

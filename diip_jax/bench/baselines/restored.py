@@ -1,0 +1,20 @@
+"""What every compared method returns."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Restored(NamedTuple):
+    """The answer of a compared method.
+
+    Attributes:
+        image: restored image, (H, W, 3) float32 in [0, 1].
+        evaluations: evaluations of the prior's network, int32; 0 for a method that
+            has a network of its own.
+        gradients: how many of them were differentiated, int32.
+    """
+
+    image: jax.Array
+    evaluations: jax.Array
+    gradients: jax.Array
