@@ -11,7 +11,6 @@ ImageNet-C is Hendrycks & Dietterich, 2019, here in its version for 64 pixels.
 """
 
 import io
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -77,7 +76,7 @@ def gaussian_blur(
 
     The default is a fortieth of the shorter side, 1.6 of 64 pixels.
     """
-    return _smooth(x, min(x.shape[:2]) / 40 if sigma is None else sigma)
+    return _smooth(x, _length(sigma, x, 40))
 
 
 def blur_matrix(side: int, sigma: float) -> np.ndarray:
@@ -95,7 +94,7 @@ def motion_blur(
         key: of the path of the camera.
         length: of that path in pixels; an eighth of the shorter side by default.
     """
-    return convolve(x, motion_kernel(key, _or_eighth(x, length)), "symmetric")
+    return convolve(x, motion_kernel(key, _length(length, x, 8)), "symmetric")
 
 
 def motion_kernel(key: jax.Array, length: float) -> np.ndarray:
@@ -236,11 +235,9 @@ def deform(
         smoothness: deviation in pixels of the Gaussian that smooths them; 1/16 of the
             shorter side by default.
     """
-    side = min(x.shape[:2])
-    amplitude = side / 32 if amplitude is None else amplitude
-    smoothness = side / 16 if smoothness is None else smoothness
-    field = _smooth(generator(key).standard_normal((*x.shape[:2], 2)), smoothness)
-    field *= amplitude / np.linalg.norm(field, axis=-1).max()
+    field = generator(key).standard_normal((*x.shape[:2], 2))
+    field = _smooth(field, _length(smoothness, x, 16))
+    field *= _length(amplitude, x, 32) / np.linalg.norm(field, axis=-1).max()
     return _moved(x, field)
 
 
@@ -357,8 +354,9 @@ def water_drops(
     return np.clip(y, 0, 1)
 
 
-def _or_eighth(x: np.ndarray, length: float | None) -> float:
-    return min(x.shape[:2]) / 8 if length is None else length
+def _length(given: float | None, x: np.ndarray, part: int) -> float:
+    """Return a length in pixels: what is given, else a part of the shorter side."""
+    return min(x.shape[:2]) / part if given is None else given
 
 
 def _gaussian(sigma: float, cut: float) -> np.ndarray:
@@ -386,12 +384,15 @@ def _filter(x: np.ndarray, window: np.ndarray, axis: int, edges: Edges) -> np.nd
     return np.lib.stride_tricks.sliding_window_view(padded, len(window), axis) @ window
 
 
-def _bicubic(x: np.ndarray, size: tuple[int, int], box: Sequence[float]) -> np.ndarray:
+def _bicubic(
+    x: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> np.ndarray:
     """Resize what is in a box (left, top, right, bottom) to a height and width."""
-    y = np.empty((*size, x.shape[-1]))
+    height, width = size
+    y = np.empty((height, width, x.shape[-1]))
     for i in range(x.shape[-1]):  # Pillow has one channel of floats at most
         channel = Image.fromarray(np.float32(x[..., i]))
-        resized = channel.resize(size[::-1], Image.Resampling.BICUBIC, tuple(box))
+        resized = channel.resize((width, height), Image.Resampling.BICUBIC, box)
         y[..., i] = np.asarray(resized)
     return y
 
