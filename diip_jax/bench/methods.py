@@ -4,8 +4,7 @@ What a method needs is imported when it is made, so that one that is not install
 costs its own row and no other.
 """
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -241,3 +240,44 @@ METHODS: dict[str, Method] = {
         gradients=2500,
     ),
 }
+
+
+def pose(task: str) -> Pose:
+    """Return what makes a problem of a clean picture.
+
+    Args:
+        task: a name of `tasks.TASKS`.
+    """
+    from diip_jax.bench import tasks
+
+    def posed(clean: np.ndarray, key: jax.Array) -> Problem:
+        seen = tasks.TASKS[task].observe(clean, key)
+        return Problem(clean, seen.y, seen.measurement, seen.operator, seen.sigma)
+
+    return posed
+
+
+def available(
+    names: Iterable[str], tasks: Iterable[str], quick: bool
+) -> tuple[dict[str, Method], list[str]]:
+    """Return the methods that can run here, and a line for each that cannot.
+
+    Args:
+        names: of methods.
+        tasks: names of tasks that they are to be made for.
+        quick: with the settings for minutes.
+    """
+    found, left_out = {}, []
+    for name in names:
+        method = METHODS[name]
+        try:
+            for task in tasks:
+                method.make(task, quick)
+            found[name] = method
+        except ModuleNotFoundError as error:
+            needed = method.needs or error.name
+            left_out.append(
+                f"row {method.full_title} is left out: {error.name} is not installed; "
+                f"install {needed}"
+            )
+    return found, left_out
