@@ -227,7 +227,9 @@ def _table(name: str, setting: _Setting) -> int:
     if not table.tasks:
         say(f"{name} has no column of --tasks {','.join(given.tasks)}; left out")
         return 0
-    found, left_out = methods.available(table.methods, table.tasks, given.quick)
+    side = setting.prior.card.architecture.image_size
+    settings = [methods.Setting(task, side, given.quick) for task in table.tasks]
+    found, left_out = methods.available(table.methods, settings)
     for line in left_out:
         say(line)
     plan = run.Plan(

@@ -20,7 +20,7 @@ from diip_jax import canvas, degradations, images, storage
 from diip_jax.bench import cells, methods
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.bench.cells import Cell, Name, Store
-from diip_jax.bench.methods import Method, Pose, Problem, Ready
+from diip_jax.bench.methods import Method, Pose, Problem, Ready, Setting
 from diip_jax.compilation import compiler_options
 from diip_jax.config import PAPER
 from diip_jax.images import ImageError
@@ -80,6 +80,10 @@ class Plan(NamedTuple):
     quick: bool = False
     context: Any = None
     by_image: bool = False
+
+    def setting(self, task: str) -> Setting:
+        """Return what the settings of methods depend on."""
+        return Setting(task, len(self.images[0][1]), self.quick)
 
 
 class Work(NamedTuple):
@@ -286,14 +290,18 @@ def works(prior: Prior, plan: Plan) -> Iterator[Work]:
     else:
         order = ((m, t, p) for m, t in pairs for p in pictures)
     for method, task, (image, clean, digest) in order:
+        if (setting := settings[method, task]) is None:
+            continue
         for seed in plan.seeds:
-            about = (task, method, image, digest, seed, settings[method, task])
+            about = (task, method, image, digest, seed, setting)
             yield Work(Name(prior.card.sha256[:16], *about), clean)
 
 
-def _settings(plan: Plan, method: str, task: str) -> str:
-    """Return the digest of all else that decides a result."""
-    ready = plan.methods[method].make(task, plan.quick)
+def _settings(plan: Plan, method: str, task: str) -> str | None:
+    """Return the digest of all else that decides a result; None: not for the task."""
+    ready = plan.methods[method].make(plan.setting(task))
+    if ready is None:
+        return None
     return cells.digest(ready.settings, plan.context, metadata.version("diip-jax"))
 
 
@@ -365,8 +373,10 @@ class Laboratory:
         if kind not in self._benches:
             if not self._plan.by_image:  # the programs of other methods are done with
                 self._benches.clear()
-            method = self._plan.methods[name.method]
-            self._benches[kind] = Bench(method.make(name.task, self._plan.quick))
+            make = self._plan.methods[name.method].make
+            ready = make(self._plan.setting(name.task))
+            assert ready is not None  # or there would be no such cell
+            self._benches[kind] = Bench(ready)
         return self._benches[kind]
 
     def _write(self, name: Name, image: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from diip_jax.prior import Prior
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 HEADS = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓"}
 DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
-TRIVIAL = ("input", "bicubic")
+TRIVIAL = ("input",)
 OURS = ("diip-paper", "diip", "diip-oracle")
 PACKAGES = ("diip-jax", "jax", "jaxlib", "flax", "numpy")
 REFERENCE = "diip-paper"  # whose time and memory are 1 in table 6
@@ -50,21 +50,21 @@ class Table(NamedTuple):
 
 
 STRUCTURED = {
-    "denoising": "Denoising",
+    "denoise": "Denoising",
     "sr4": "Super-resolution (×4)",
     "sr8": "Super-resolution (×8)",
 }
 UNSTRUCTURED = {
     "jpeg": "JPEG de-artifacting",
     "deformation": "Non-uniform deformation",
-    "waterdrop": "Water-drop removal",
+    "water": "Water-drop removal",
 }
 TABLES: Mapping[str, Table] = {
-    "table4": Table("Structured degradations", STRUCTURED, tuple(METHODS), 6),
-    "table5": Table("Unstructured degradations", UNSTRUCTURED, tuple(METHODS), 6),
+    "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 6),
+    "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 6),
     "table6": Table(
-        "Runtime and memory",
-        {"denoising": STRUCTURED["denoising"], "jpeg": UNSTRUCTURED["jpeg"]},
+        "Table 6: runtime and memory",
+        {"denoise": STRUCTURED["denoise"], "jpeg": UNSTRUCTURED["jpeg"]},
         ("gdp", "bird", "blind-dps", "dreamclean", *OURS[:2]),
         2,
     ),
@@ -72,7 +72,7 @@ TABLES: Mapping[str, Table] = {
 
 # The published PSNR, SSIM and LPIPS of tables 4 (CelebA) and 5, by our names.
 PUBLISHED: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
-    "denoising": {
+    "denoise": {
         "gdp": (27.73, 0.817, 0.232),
         "gibbs-ddrm": (27.38, 0.809, 0.255),
         "bird": (27.92, 0.821, 0.238),
@@ -109,7 +109,7 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
         "dreamclean": (22.16, 0.612, 0.398),
         "diip-paper": (23.45, 0.689, 0.392),
     },
-    "waterdrop": {
+    "water": {
         "dip": (20.37, 0.517, 0.642),
         "dreamclean": (22.94, 0.643, 0.361),
         "diip-paper": (23.78, 0.702, 0.377),
