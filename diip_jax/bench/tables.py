@@ -30,7 +30,8 @@ DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 TRIVIAL = ("input",)
 OURS = ("diip-paper", "diip", "diip-oracle")
 PACKAGES = ("diip-jax", "jax", "jaxlib", "flax", "numpy")
-REFERENCE = "diip-paper"  # whose time and memory are 1 in table 6
+TIMES = "table6"  # the table of time and memory
+REFERENCE = "diip-paper"  # whose time and memory are 1 there
 
 
 class Table(NamedTuple):
@@ -263,6 +264,20 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def markdown(name: str, table: Table, cells: Sequence[Cell], top: Sequence[str]) -> str:
+    """Return a table as Markdown.
+
+    Args:
+        name: a name of `TABLES`.
+        table: what it shows.
+        cells: of its tasks and methods.
+        top: the lines of its head.
+    """
+    if name == TIMES:
+        return costs(table, cells, top, on_gpu=jax.default_backend() == "gpu")
+    return quality(table, cells, top)
 
 
 # Tables 4 and 5.

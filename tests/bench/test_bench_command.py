@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -157,18 +158,9 @@ def test_a_damaged_file_of_cells_is_one_line(folder, prior, fakes, tmp_path, cap
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_130(tmp_path):
-    """While a program of the package's own runs, which JAX would not interrupt."""
-    code = (
-        "import sys; from diip_jax.bench import __main__ as command\n"
-        "from helpers import bench_cells as fake\n"
-        "def main(arguments):\n"
-        f"    fake.compute(fake.Path({str(tmp_path)!r}), fake.plan("
-        '{"slow": fake.method(fake.slow, is_compiled=False)}, 500))\n'
-        "command.main = main\n"
-        "command.cli()\n"
-    )
+    """While a compiled program runs that never ends; JAX alone would wait for it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "helpers.bench_endless", str(tmp_path)],
         cwd=ROOT / "tests",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -176,9 +168,10 @@ def test_ctrl_c_ends_with_one_line_and_130(tmp_path):
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stdout.readline() == "tracing\n"
+    time.sleep(1)  # it most likely runs by then; either way the outcome is the same
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)
     assert process.returncode == command.EXIT_INTERRUPTED
     assert told == "error: stopped; run it again to go on with the next cell\n"
 
