@@ -221,7 +221,8 @@ def _table(name: str, setting: _Setting) -> int:
     from diip_jax.photos import reference
 
     given, options, say = setting.given, setting.options, setting.say
-    table = tables.chosen(tables.TABLES[name], given.methods, given.tasks)
+    whole = tables.TABLES[name]
+    table = tables.chosen(whole, given.methods, given.tasks, given.quick)
     if not table.tasks:
         say(f"{name} has no column of --tasks {','.join(given.tasks)}; left out")
         return 0

@@ -66,20 +66,20 @@ def test_tables_are_made_and_made_again_from_the_same_cells(
     given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
     assert bench("table4", "table6", *given, "--count", 2) == command.EXIT_OK
     told = capsys.readouterr().err
-    # input, dip, diip and diip-paper on three tasks; two of them on two
-    assert "table4: 2 pictures, 4 methods, 3 tasks, 1 seeds: 24 cells" in told
+    # input, dip, diip and diip-paper on two tasks, without sr8; two of them for times
+    assert "table4: 2 pictures, 4 methods, 2 tasks, 1 seeds: 16 cells" in told
     assert "table6: 2 pictures, 2 methods, 2 tasks, 1 seeds: 8 cells" in told
     for name in ("table4.md", "table4.csv", "table6.md", "table6.csv"):
         assert (tmp_path / name).stat().st_size > 0
     text = (tmp_path / "table4.md").read_text()
     assert f"table4 table6 --images {folder}" in text
     assert "**quick**" in text
-    # DIP and DIIP in PSNR and SSIM of three tasks; LPIPS needs larger pictures
-    assert "Ordering: of 6 pairs" in text
-    assert len(list(Store(tmp_path))) == 32
+    # DIP and DIIP in PSNR and SSIM of two tasks; LPIPS needs larger pictures
+    assert "Ordering: of 4 pairs" in text
+    assert len(list(Store(tmp_path))) == 24
 
     assert bench("table4", *given, "--count", 3) == command.EXIT_OK
-    assert "12 cells to compute, 24 there" in capsys.readouterr().err
+    assert "8 cells to compute, 16 there" in capsys.readouterr().err
 
 
 def test_rows_and_columns_can_be_chosen(folder, prior, fakes, tmp_path):

@@ -170,6 +170,11 @@ def test_a_selection_keeps_the_trivial_rows():
     assert tuple(chosen.methods) == (*tables.TRIVIAL, "diip")
     assert list(chosen.tasks) == ["sr8"]
     assert tables.chosen(table, None, None) == table
+    assert list(tables.chosen(table, None, None, quick=True).tasks) == [
+        "denoise",
+        "sr4",
+    ]
+    assert list(tables.chosen(table, None, ("sr8",), quick=True).tasks) == ["sr8"]
 
 
 def test_the_head_says_how_a_table_was_made(tmp_path):
