@@ -177,9 +177,12 @@ def test_ctrl_c_ends_with_one_line_and_130(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_quick_table_of_a_tiny_prior(folder, prior, tmp_path):
-    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
-    assert bench("table4", *given, "--tasks", "denoise") == command.EXIT_OK
+def test_a_whole_quick_table_of_a_tiny_prior(folder, prior, tmp_path, capsys):
+    for room in ("tasks", "rivals", "operators", "baselines.gdp", "baselines.ddrm"):
+        pytest.importorskip(f"diip_jax.bench.{room}")
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path]
+    given += ["--tasks", "denoise"]
+    assert bench("table4", *given, "--quick") == command.EXIT_OK
     cells = list(Store(tmp_path))
     assert {"diip-paper", "diip", "diip-oracle", "dip", "gdp", "ddrm"} <= {
         cell.name.method for cell in cells
@@ -187,3 +190,11 @@ def test_a_whole_quick_table_of_a_tiny_prior(folder, prior, tmp_path):
     assert all(cell.error is None for cell in cells)
     scores = {cell.name.method: cell.psnr for cell in cells}
     assert scores["diip-oracle"] >= scores["diip-paper"]
+
+    capsys.readouterr()
+    chosen = ["--methods", "diip", "--count", 2]
+    assert bench("table4", *given, *chosen) == command.EXIT_OK
+    told = capsys.readouterr().err
+    assert "one evaluation of the network takes" in told
+    # What has no other settings for minutes is there from above, for one picture.
+    assert "2 cells to compute, 2 there; about 1 min" in told
