@@ -438,19 +438,21 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
     found, compared = reversals(cells)
     if not compared:
         return ["Ordering: no two methods here are in the paper's table."]
-    clear = [r for r in found if _is_clear(r.difference)]
+    clear = sum(_is_clear(r.difference) for r in found)
     lines = [
         f"Ordering: of {compared} pairs of methods that the paper has too, "
-        f"{len(found)} are the other way round here, {len(clear)} of them by more than "
-        "two standard errors of their difference."
+        f"{len(found)} are the other way round here, {clear} of them by more than two "
+        "standard errors of their difference (in bold)."
     ]
+    columns: dict[tuple[str, str], list[str]] = {}
     for r in found:
-        digits = DIGITS[r.score]
-        lines.append(
-            f"- {r.task}, {r.score.upper()}: {METHODS[r.other].full_title} is better "
-            f"than {METHODS[r.better].full_title} by {number(r.difference, digits)}"
-            f"{'' if _is_clear(r.difference) else ', within the error'}"
-        )
+        better, other = METHODS[r.other].title, METHODS[r.better].title
+        text = f"{better} over {other} by {number(r.difference, DIGITS[r.score])}"
+        text = f"**{text}**" if _is_clear(r.difference) else text
+        columns.setdefault((r.task, r.score), []).append(text)
+    titles = STRUCTURED | UNSTRUCTURED
+    for (task, score), texts in columns.items():
+        lines.append(f"- {titles[task]}, {score.upper()}: {'; '.join(texts)}")
     return lines
 
 
