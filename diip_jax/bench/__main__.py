@@ -49,7 +49,7 @@ QUICK_COUNT = 1  # pictures
 
 
 class UsageError(ValueError):
-    """Flags that do not fit together."""
+    """A flag that names what there is not."""
 
 
 class _Help(
@@ -130,8 +130,14 @@ def _keep_programs() -> None:
 
     # Processes share this folder, and one may read what another just writes.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    try:
         folder = storage.cache_dir() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _say(f"warning: no cache for compiled programs: {error}; set DIIP_CACHE")
+    else:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
@@ -157,6 +163,7 @@ class _Setting(NamedTuple):
 def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     from diip_jax.bench import run
     from diip_jax.bench.tables import TABLES
+    from diip_jax.photos.find import InputError
     from diip_jax.prior import load
 
     say = (lambda _: None) if given.quiet else _say
@@ -170,7 +177,7 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     for name, reason in rejected:
         say(f"left out {name}: {reason}")
     if not images:
-        raise UsageError(
+        raise InputError(
             f"no picture of {given.images} can be used; give clean pictures of at "
             f"least {side}x{side}, and a --first below their number"
         )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +129,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._cells = {cell.name: cell for cell in _read(self._path)}
 
-    def __iter__(self) -> Iterable[Cell]:
+    def __iter__(self) -> Iterator[Cell]:
         """Go through the cells, the oldest first."""
         return iter(self._cells.values())
 

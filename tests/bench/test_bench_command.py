@@ -145,7 +145,7 @@ def test_unusable_pictures_are_named_and_not_fatal(
     assert bench("table5", "--images", tmp_path, *given) == command.EXIT_OK
     assert "left out a.png: " in capsys.readouterr().err
     (tmp_path / "good.png").unlink()
-    assert bench("table5", "--images", tmp_path, *given) == command.EXIT_USAGE
+    assert bench("table5", "--images", tmp_path, *given) == command.EXIT_FILE
     assert "no picture of" in capsys.readouterr().err
 
 
