@@ -259,7 +259,9 @@ def rival(name: str) -> Make:
             answer = rivals.RIVALS[name].restore(prior, problem.clean, observation)
             # Those of a network of the rival's own are not those of the prior's.
             evaluations = answer.evaluations if name.startswith("one-shot") else 0
-            return Restored(answer.image, jnp.int32(evaluations), jnp.int32(0))
+            return Restored(
+                jnp.asarray(answer.image), jnp.int32(evaluations), jnp.int32(0)
+            )
 
         return Ready(restore, ("rival", name), is_compiled=False)
 
@@ -322,7 +324,7 @@ METHODS: dict[str, Method] = {
     ),
     "tv": Method("Total variation, best weight", rival("tv"), is_oracle=True),
     "nlm": Method("Non-local means, true noise", rival("nlm"), knows="its form"),
-    "bm3d": Method("BM3D, true noise", rival("bm3d"), knows="its form"),
+    "bm3d": Method("BM3D, true noise", rival("bm3d"), knows="its form", seconds=5),
     "ffdnet": Method("FFDNet", rival("ffdnet")),
     "ffdnet-oracle": Method(
         "FFDNet, best level", rival("ffdnet-oracle"), is_oracle=True
