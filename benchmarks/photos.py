@@ -60,20 +60,25 @@ OLD = DIIPConfig(  # the default of earlier versions
     max_iterations=300,
 )
 
-Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Damage = Callable[[np.ndarray, jax.Array], np.ndarray]
+
+
+def _noisy(x: np.ndarray, key: jax.Array) -> np.ndarray:
+    """Return a picture with Gaussian noise of deviation 0.02."""
+    return degradations.gaussian_noise(x, key, 0.02)
 
 
 def _with_noise(damage: Damage) -> Damage:
-    """Return a damage followed by Gaussian noise of deviation 0.02."""
-    return lambda x, rng: degradations.gaussian_noise(damage(x, rng), rng)
+    """Return a damage that draws, followed by noise of another key."""
+    return lambda x, key: _noisy(damage(x, key), jax.random.fold_in(key, 1))
 
 
 TASKS: dict[str, Damage | None] = {
     "mixture": degradations.noise_mixture,
-    "gaussian": lambda x, rng: degradations.gaussian_noise(x, rng, 0.12),
-    "jpeg": lambda x, rng: degradations.jpeg(degradations.gaussian_noise(x, rng), 5),
-    "blur": _with_noise(lambda x, _: degradations.gaussian_blur(x, 1.6)),
-    "sr4": _with_noise(lambda x, _: degradations.super_resolution(x, 4)),
+    "gaussian": lambda x, key: degradations.gaussian_noise(x, key, 0.12),
+    "jpeg": lambda x, key: degradations.jpeg(_noisy(x, key), quality=5),
+    "blur": lambda x, key: _noisy(degradations.gaussian_blur(x, sigma=1.6), key),
+    "sr4": lambda x, key: _noisy(degradations.super_resolution(x, factor=4), key),
     "deform": _with_noise(degradations.deform),
     "water": _with_noise(degradations.water_drops),
     "clean": lambda x, _: x,
@@ -147,7 +152,7 @@ def damaged(paths: Sequence[Path], first: int, seeds: int, task: str) -> list[Pr
     for i, path in enumerate(paths, first):
         x = crop(path)
         for seed in range(seeds):
-            y = damage(x, np.random.default_rng(i + 1000 * seed))
+            y = damage(x, jax.random.key(i + 1000 * seed))
             problems.append(Problem(path.stem, x, y.astype(np.float32)))
     return problems
 

@@ -3,13 +3,14 @@
     python examples/make_examples.py [--rocket FOLDER]
 
 Needs scikit-image. Each picture is halved, cut to 128x128 and damaged with a fixed
-seed; the clean original lies beside it. With `--rocket` only a large pair is written,
+key; the clean original lies beside it. With `--rocket` only a large pair is written,
 700x500, to another folder. See README.md here for the licences.
 """
 
 import argparse
 from pathlib import Path
 
+import jax
 import numpy as np
 import skimage.data
 from PIL import Image
@@ -42,22 +43,22 @@ def main() -> None:
     """Write the three pairs, or the large one."""
     parser = argparse.ArgumentParser(description="Make the damaged photos.")
     parser.add_argument("--rocket", type=Path, metavar="FOLDER")
-    folder, rng = parser.parse_args().rocket, np.random.default_rng(0)
+    folder, key = parser.parse_args().rocket, jax.random.key(0)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         clean = rocket()
         save(folder, "rocket_clean", clean)
-        save(folder, "rocket_noise", degradations.noise_mixture(clean, rng))
+        save(folder, "rocket_noise", degradations.noise_mixture(clean, key))
         return
     astronaut = crop(skimage.data.astronaut(), 0, 50)
     chelsea = crop(skimage.data.chelsea(), 10, 40)
     coffee = crop(skimage.data.coffee(), 30, 100)
-    noisy = degradations.gaussian_noise(chelsea, rng)
-    blurred = degradations.gaussian_blur(coffee, 1.5)
+    noisy = degradations.gaussian_noise(chelsea, key)
+    blurred = degradations.gaussian_blur(coffee, sigma=1.5)
     pairs = {
-        "astronaut_noise": (astronaut, degradations.noise_mixture(astronaut, rng)),
+        "astronaut_noise": (astronaut, degradations.noise_mixture(astronaut, key)),
         "cat_jpeg": (chelsea, degradations.jpeg(noisy, quality=5)),
-        "coffee_blur": (coffee, degradations.gaussian_noise(blurred, rng)),
+        "coffee_blur": (coffee, degradations.gaussian_noise(blurred, key)),
     }
     for name, (clean, damaged) in pairs.items():
         save(FOLDER, f"{name}_clean", clean)

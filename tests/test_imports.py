@@ -63,7 +63,7 @@ FOREIGN = {
     "canvas": {"jax", "numpy"},
     "metrics": {"numpy"},
     "metrics.lpips": {"jax", "flax"},
-    "degradations": {"numpy", "PIL"},
+    "degradations": {"jax", "numpy", "PIL"},
     "compilation": {"jax"},
     "entries": set(),
     "storage": {"platformdirs"},

@@ -69,7 +69,7 @@ def test_noise_that_grows_with_brightness_is_mapped():
 
 def test_a_map_has_the_level_of_the_mixture():
     x = seeded.image(SIDE, SIDE)
-    y = degradations.noise_mixture(x, np.random.default_rng(0))
+    y = degradations.noise_mixture(x, jax.random.key(0))
     found = jnp.sqrt(jnp.mean(jnp.square(noise.noise_map(jnp.float32(y)))))
     assert found == pytest.approx(np.sqrt(np.mean((y - x) ** 2)), rel=0.3)
 
@@ -96,7 +96,7 @@ def test_noise_and_edges_are_no_blocks():
 def test_stronger_compression_has_higher_steps():
     x = seeded.image(SIDE, SIDE)
     heights = [
-        noise.blockiness(jnp.float32(degradations.jpeg(x, quality)))
+        noise.blockiness(jnp.float32(degradations.jpeg(x, quality=quality)))
         for quality in (5, 20, 80)
     ]
     assert heights[0] > heights[1] > heights[2]
