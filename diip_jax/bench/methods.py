@@ -5,7 +5,8 @@ costs its own row and no other.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from diip_jax.diip import DIIPState
 from diip_jax.prior import Prior
 
 BASELINES = "diip_jax.bench.baselines"
+DENOISING = ("denoise", "gaussian_noise")
+LINEAR = (*DENOISING, "sr4", "sr8", "gaussian_blur", "motion_blur")
 # Of the paper's method where minutes must do: fewer steps, and a stop that comes sooner
 # than after its k_min of 100 iterations.
 QUICK = PAPER.replace(num_steps=3, k_min=15, max_iterations=30)
@@ -30,6 +33,10 @@ TITLES: Mapping[str, str] = {
     "its form": " (partially blind)",
     "all": " (non-blind)",
 }
+
+
+class MissingError(Exception):
+    """A method needs what is not installed; the message says what to do."""
 
 
 class Problem(NamedTuple):
@@ -68,28 +75,43 @@ class Ready(NamedTuple):
     is_compiled: bool = True
 
 
+class Setting(NamedTuple):
+    """What the settings of a method depend on.
+
+    Attributes:
+        task: a name of `tasks.TASKS`.
+        side: of the pictures in pixels.
+        quick: minutes must do.
+    """
+
+    task: str
+    side: int
+    quick: bool
+
+
+Make = Callable[[Setting], Ready | None]  # None: the task is not for the method
+
+
 class Method(NamedTuple):
     """A row of a table.
 
     Attributes:
         title: without what it knows of the damage.
-        make: the name of a task, and whether minutes must do, to the method.
+        make: makes it ready for a task.
         knows: of the damage.
         is_oracle: it looks at the clean picture.
         evaluations: about how many of the network it takes, for the estimate of time.
         gradients: how many of them are differentiated.
         seconds: what else it takes for 64x64 pixels, on two cores.
-        needs: the package to install where it is missing, else empty.
     """
 
     title: str
-    make: Callable[[str, bool], Ready]
+    make: Make
     knows: Knowledge = "nothing"
     is_oracle: bool = False
     evaluations: int = 0
     gradients: int = 0
     seconds: float = 0.0
-    needs: str = ""
 
     @property
     def full_title(self) -> str:
@@ -111,7 +133,7 @@ def seen(method: Method, problem: Problem) -> Problem:
     return problem if method.knows == "all" else problem._replace(operator=None)
 
 
-def diip_with(config: DIIPConfig, quick: DIIPConfig | None = None) -> Callable:
+def diip_with(config: DIIPConfig, quick: DIIPConfig | None = None) -> Make:
     """Return what makes this package's method with these settings.
 
     Args:
@@ -119,8 +141,8 @@ def diip_with(config: DIIPConfig, quick: DIIPConfig | None = None) -> Callable:
         quick: those where minutes must do; the same if None.
     """
 
-    def make(task: str, is_quick: bool) -> Ready:
-        used = quick if is_quick and quick is not None else config
+    def make(setting: Setting) -> Ready:
+        used = quick if setting.quick and quick is not None else config
 
         def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
             answer = diip.restore(prior, jnp.asarray(problem.y), key, used)
@@ -149,9 +171,9 @@ def work(config: DIIPConfig, num_iterations: jax.Array) -> tuple[jax.Array, jax.
     return before + in_loop, gradients
 
 
-def make_oracle(task: str, is_quick: bool) -> Ready:
+def make_oracle(setting: Setting) -> Ready:
     """Return the paper's run with the stop at the best PSNR."""
-    config = QUICK if is_quick else PAPER
+    config = QUICK if setting.quick else PAPER
 
     def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
         return best_iterate(prior, problem, key, config)
@@ -218,17 +240,125 @@ def best_iterate(
     return Restored(canvas.cut(best.image, size), *work(config, best.state.k))
 
 
-def make_input(task: str, is_quick: bool) -> Ready:
-    """Return what gives the damaged picture back."""
+def rival(name: str) -> Make:
+    """Return what makes a method of `bench.rivals`.
 
-    def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
-        return Restored(jnp.asarray(problem.y), jnp.int32(0), jnp.int32(0))
+    Args:
+        name: of the rival.
+    """
 
-    return Ready(restore, is_compiled=False)
+    def make(setting: Setting) -> Ready:
+        from diip_jax.bench import rivals, tasks
+
+        if lacks := rivals.missing(name):
+            raise MissingError(f"pip install {' '.join(lacks)}")
+
+        def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
+            y, measurement, sigma = problem.y, problem.measurement, problem.sigma
+            observation = tasks.Observation(y, measurement, None, sigma)
+            answer = rivals.RIVALS[name].restore(prior, problem.clean, observation)
+            # Those of a network of the rival's own are not those of the prior's.
+            evaluations = answer.evaluations if name.startswith("one-shot") else 0
+            return Restored(answer.image, jnp.int32(evaluations), jnp.int32(0))
+
+        return Ready(restore, ("rival", name), is_compiled=False)
+
+    return make
 
 
+def baseline(name: str, *, quick: Mapping[str, Any]) -> Make:
+    """Return what makes a method of `bench.baselines`.
+
+    Its own settings for the task, if it has such, and where they have a `sigma`, that
+    of the picture.
+
+    Args:
+        name: of its module.
+        quick: changes of its settings where minutes must do.
+    """
+
+    def make(setting: Setting) -> Ready | None:
+        module = importlib.import_module(f"{BASELINES}.{name}")
+        config = settings_of(module, setting)
+        if config is None:
+            return None
+        if setting.quick:
+            config = config.replace(**quick)
+
+        def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
+            used, y = config, problem.y
+            if hasattr(config, "sigma") and problem.sigma is not None:
+                used = config.replace(sigma=problem.sigma)
+            if problem.operator is not None:
+                y = problem.measurement
+            return module.restore(prior, y, key, used, problem.operator)
+
+        return Ready(restore, config)
+
+    return make
+
+
+def settings_of(module: ModuleType, setting: Setting) -> Any:
+    """Return a baseline's settings for a task; None where the task is not for it."""
+    if hasattr(module, "config_for"):
+        return module.config_for(setting.task, setting.side)
+    config = module.Config()
+    if setting.task not in LINEAR:
+        return None
+    if hasattr(config, "kernel_size") and setting.task in DENOISING:
+        return config.replace(kernel_size=1)  # the kernel is known: there is none
+    return config
+
+
+# In the order of the paper's tables, what is not in them behind.
 METHODS: dict[str, Method] = {
-    "input": Method("Input", make_input),
+    "input": Method("Input (super-resolution: bicubic)", rival("input")),
+    "one-shot": Method("One-shot denoiser", rival("one-shot"), evaluations=1),
+    "one-shot-oracle": Method(
+        "One-shot denoiser, best level",
+        rival("one-shot-oracle"),
+        is_oracle=True,
+        evaluations=17,
+    ),
+    "tv": Method("Total variation, best weight", rival("tv"), is_oracle=True),
+    "nlm": Method("Non-local means, true noise", rival("nlm"), knows="its form"),
+    "bm3d": Method("BM3D, true noise", rival("bm3d"), knows="its form"),
+    "ffdnet": Method("FFDNet", rival("ffdnet")),
+    "ffdnet-oracle": Method(
+        "FFDNet, best level", rival("ffdnet-oracle"), is_oracle=True
+    ),
+    "gdp": Method(
+        "GDP",
+        baseline("gdp", quick={"num_steps": 50}),
+        knows="its form",
+        evaluations=1000,
+    ),
+    "gibbs-ddrm": Method(
+        "GibbsDDRM",
+        baseline(
+            "gibbs_ddrm", quick={"num_steps": 20, "rounds": 1, "langevin_steps": 50}
+        ),
+        knows="its form",
+        evaluations=310,
+        seconds=60,  # 105,000 Langevin steps
+    ),
+    "bird": Method(
+        "BIRD",
+        baseline("bird", quick={"iterations": 10}),
+        knows="its form",
+        evaluations=2000,
+    ),
+    "blind-dps": Method(
+        "BlindDPS (no kernel prior)",
+        baseline("blind_dps", quick={"num_steps": 50}),
+        knows="its form",
+        evaluations=1000,
+        gradients=1000,
+    ),
+    "dip": Method("DIP", baseline("dip", quick={"iterations": 100}), seconds=90),
+    "dreamclean": Method(
+        "DreamClean", baseline("dreamclean", quick={"n": 10}), evaluations=90
+    ),
     "diip-paper": Method(
         "DIIP, paper", diip_with(PAPER, QUICK), evaluations=1200, gradients=1200
     ),
@@ -240,4 +370,76 @@ METHODS: dict[str, Method] = {
         evaluations=2500,
         gradients=2500,
     ),
+    "ddrm": Method("DDRM", baseline("ddrm", quick={}), knows="all", evaluations=20),
+    "ddnm": Method(
+        "DDNM+", baseline("ddnm", quick={"num_steps": 20}), knows="all", evaluations=100
+    ),
+    "dps": Method(
+        "DPS",
+        baseline("dps", quick={"num_steps": 50}),
+        knows="all",
+        evaluations=1000,
+        gradients=1000,
+    ),
 }
+
+
+def pose(task: str) -> Pose:
+    """Return what makes a problem of a clean picture.
+
+    Args:
+        task: a name of `tasks.TASKS`.
+    """
+    from diip_jax.bench import tasks
+
+    def posed(clean: np.ndarray, key: jax.Array) -> Problem:
+        found = tasks.TASKS[task].observe(clean, key)
+        size = (clean.shape[0], clean.shape[1])
+        operator = known_operator(found.operator, size)
+        return Problem(clean, found.y, found.measurement, operator, found.sigma)
+
+    return posed
+
+
+def known_operator(description: Any, size: tuple[int, int]) -> Any:
+    """Return the operator that a task describes, None where it describes none.
+
+    Args:
+        description: `tasks.Separable`, `tasks.Convolution` or None.
+        size: height and width of the pictures.
+    """
+    from diip_jax.bench import operators, tasks
+
+    if description is None:
+        return None
+    if isinstance(description, tasks.Separable):
+        return operators.separable(*description)
+    return operators.convolution(jnp.asarray(description.kernel), size)
+
+
+def available(
+    names: Iterable[str], settings: Sequence[Setting]
+) -> tuple[dict[str, Method], list[str]]:
+    """Return the methods that can run here, and a line for each that cannot.
+
+    A method that none of the tasks is for is in neither.
+
+    Args:
+        names: of methods.
+        settings: what they are to be made for.
+    """
+    found, left_out = {}, []
+    for name in names:
+        method = METHODS[name]
+        try:
+            ready = [method.make(setting) for setting in settings]
+        except MissingError as error:
+            left_out.append(f"row {method.full_title} is left out: {error}")
+        except ModuleNotFoundError as error:
+            left_out.append(
+                f"row {method.full_title} is left out: pip install {error.name}"
+            )
+        else:
+            if any(one is not None for one in ready):
+                found[name] = method
+    return found, left_out

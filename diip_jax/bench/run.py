@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diip_jax import degradations, images, storage
+from diip_jax import canvas, degradations, images, storage
 from diip_jax.bench import cells, methods
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.bench.cells import Cell, Name, Store
-from diip_jax.bench.methods import Method, Pose, Problem, Ready
+from diip_jax.bench.methods import Method, Pose, Problem, Ready, Setting
 from diip_jax.compilation import compiler_options
+from diip_jax.config import PAPER
 from diip_jax.images import ImageError
 from diip_jax.photos import find
 from diip_jax.photos.reference import PerceptualMetric
@@ -79,6 +80,10 @@ class Plan(NamedTuple):
     quick: bool = False
     context: Any = None
     by_image: bool = False
+
+    def setting(self, task: str) -> Setting:
+        """Return what the settings of methods depend on."""
+        return Setting(task, len(self.images[0][1]), self.quick)
 
 
 class Work(NamedTuple):
@@ -165,7 +170,7 @@ def fitted(x: np.ndarray, side: int) -> np.ndarray:
     height, width = x.shape[:2]
     if min(height, width) < side:
         raise ImageError(f"it is {width}x{height}; the prior needs {side}x{side}")
-    square = np.float32(degradations.centre_crop(x, min(height, width)))
+    square = degradations.centre_crop(x, min(height, width)).astype(np.float32)
     if len(square) == side:
         return square
     resized = [
@@ -208,6 +213,73 @@ def run(
     return Tally([work.name for work in everything], len(missing), errors)
 
 
+class Speed(NamedTuple):
+    """Seconds of one evaluation of the prior's network, at its own size.
+
+    Attributes:
+        forward: without a gradient.
+        gradient: with one.
+    """
+
+    forward: float
+    gradient: float
+
+
+def speed(prior: Prior) -> Speed:
+    """Measure how fast the prior's network is here: medians of five."""
+    side = prior.card.architecture.image_size
+    config = PAPER.replace(num_steps=1)
+    z = jnp.zeros((side, side, 3))
+
+    def forward(z: jax.Array, prior: Prior) -> jax.Array:
+        return jnp.mean(canvas.generator(prior, config, (side, side))(z))
+
+    def seconds(function: Any) -> float:
+        program = jax.jit(function, compiler_options=compiler_options())
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            jax.block_until_ready(program(z, prior))
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))  # the first one compiles
+
+    return Speed(seconds(forward), seconds(jax.grad(forward)))
+
+
+def forecast(prior: Prior, plan: Plan, store: Store, speed: Speed | None) -> str:
+    """Return in words how much of a plan there is to do.
+
+    Args:
+        prior: the frozen model.
+        plan: what is to be computed.
+        store: what is there.
+        speed: of the network; None leaves out how long it takes.
+    """
+    everything = list(works(prior, plan))
+    missing = [work for work in everything if store.find(work.name) is None]
+    counts = f"{len(plan.images)} pictures, {len(plan.methods)} methods, "
+    counts += f"{len(plan.tasks)} tasks, {len(plan.seeds)} seeds: {len(missing)} cells "
+    counts += f"to compute, {len(everything) - len(missing)} there"
+    if speed is None or not missing:
+        return counts
+    pixels = prior.card.architecture.image_size**2
+    total = 0.0
+    for work in missing:
+        method = plan.methods[work.name.method]
+        total += (method.evaluations - method.gradients) * speed.forward
+        total += method.gradients * speed.gradient
+        total += method.seconds * pixels / 64**2
+    return f"{counts}; about {duration(total)} without compilation"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, such as "2 h 05 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{max(minutes, 1)} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def works(prior: Prior, plan: Plan) -> Iterator[Work]:
     """Yield the cells of a plan in the order in which few programs are compiled."""
     pairs = list(itertools.product(plan.methods, plan.tasks))
@@ -218,14 +290,18 @@ def works(prior: Prior, plan: Plan) -> Iterator[Work]:
     else:
         order = ((m, t, p) for m, t in pairs for p in pictures)
     for method, task, (image, clean, digest) in order:
+        if (setting := settings[method, task]) is None:
+            continue
         for seed in plan.seeds:
-            about = (task, method, image, digest, seed, settings[method, task])
+            about = (task, method, image, digest, seed, setting)
             yield Work(Name(prior.card.sha256[:16], *about), clean)
 
 
-def _settings(plan: Plan, method: str, task: str) -> str:
-    """Return the digest of all else that decides a result."""
-    ready = plan.methods[method].make(task, plan.quick)
+def _settings(plan: Plan, method: str, task: str) -> str | None:
+    """Return the digest of all else that decides a result; None: not for the task."""
+    ready = plan.methods[method].make(plan.setting(task))
+    if ready is None:
+        return None
     return cells.digest(ready.settings, plan.context, metadata.version("diip-jax"))
 
 
@@ -278,7 +354,9 @@ class Laboratory:
         found = cells.scores(self._perceptual, work.clean, image)
         return Cell(
             name,
-            **found,
+            psnr=found["psnr"],
+            ssim=found["ssim"],
+            lpips=found["lpips"],
             evaluations=int(done.restored.evaluations),
             gradients=int(done.restored.gradients),
             seconds=done.seconds,
@@ -295,8 +373,10 @@ class Laboratory:
         if kind not in self._benches:
             if not self._plan.by_image:  # the programs of other methods are done with
                 self._benches.clear()
-            method = self._plan.methods[name.method]
-            self._benches[kind] = Bench(method.make(name.task, self._plan.quick))
+            make = self._plan.methods[name.method].make
+            ready = make(self._plan.setting(name.task))
+            assert ready is not None  # or there would be no such cell
+            self._benches[kind] = Bench(ready)
         return self._benches[kind]
 
     def _write(self, name: Name, image: np.ndarray) -> str:
@@ -356,7 +436,7 @@ def _kind(problem: Problem) -> Any:
 
 def _finished(restored: Restored) -> Restored:
     """Wait for an answer; an interrupt is heard meanwhile, which JAX would not do."""
-    leaves = [leaf for leaf in restored if isinstance(leaf, jax.Array)]
+    leaves: list[Any] = [leaf for leaf in restored if isinstance(leaf, jax.Array)]
     while not all(leaf.is_ready() for leaf in leaves):
         time.sleep(POLL)
     return jax.block_until_ready(restored)
