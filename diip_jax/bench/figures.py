@@ -40,8 +40,13 @@ NUM_STRIPS = 7  # iterates that a strip shows
 # The claims.
 
 MARGIN = 0.5  # dB: PSNR has risen or fallen
+TAIL = 0.1  # of a run: with the highest PSNR there, it may have been too short
 NEAR, NEAREST = 0.2, 10  # of the iteration of the PSNR maximum; iterations
 WINDOW = 9  # iterations, of the running median that claims look at
+SHORT = (
+    f"- A run cannot tell if its PSNR is highest in its last {TAIL:.0%} and has not "
+    "fallen since: it may have been too short."
+)
 
 
 class Regimes(NamedTuple):
@@ -52,13 +57,14 @@ class Regimes(NamedTuple):
         rise: from the first iterate to that one, in dB.
         fall: from that one to the last iterate, in dB.
         seen: both are at least `MARGIN`: the run approached the clean image, and then
-            went away from it.
+            went away from it. None where it may have been too short to tell: it had
+            not fallen by `MARGIN`, and `best` is in its last tenth.
     """
 
     best: int
     rise: float
     fall: float
-    seen: bool
+    seen: bool | None
 
 
 def regimes(psnrs: np.ndarray) -> Regimes:
@@ -70,7 +76,8 @@ def regimes(psnrs: np.ndarray) -> Regimes:
     smooth = running_median(psnrs)
     best = int(np.argmax(smooth))
     rise, fall = float(smooth[best] - psnrs[0]), float(smooth[best] - smooth[-1])
-    return Regimes(best, rise, fall, min(rise, fall) >= MARGIN)
+    is_short = fall < MARGIN and best >= (1 - TAIL) * (len(psnrs) - 1)
+    return Regimes(best, rise, fall, None if is_short else min(rise, fall) >= MARGIN)
 
 
 class Slope(NamedTuple):
@@ -80,7 +87,7 @@ class Slope(NamedTuple):
         smallest: iteration of the smallest normalised decrease of the loss.
         best: iteration of the highest PSNR.
         seen: they differ by a fifth of `best`, or by ten iterations, at most; None
-            where the PSNR has no maximum inside the run, and nothing can be told.
+            where the run did not have two regimes, and nothing can be told.
     """
 
     smallest: int
@@ -95,10 +102,10 @@ def slope(losses: np.ndarray, psnrs: np.ndarray) -> Slope:
         losses: E(z^k; y), (K,).
         psnrs: of the iterates, in dB, (K,).
     """
-    smallest = 1 + int(np.argmin(running_median(decreases(losses)[1:])))
-    best, _, _, inside = regimes(psnrs)
+    smallest = 1 + int(np.nanargmin(running_median(decreases(losses)[1:])))
+    best, _, _, has_maximum = regimes(psnrs)
     near = abs(smallest - best) <= max(NEAR * best, NEAREST)
-    return Slope(smallest, best, near if inside else None)
+    return Slope(smallest, best, near if has_maximum else None)
 
 
 class Sharpness(NamedTuple):
@@ -221,7 +228,7 @@ def fig3(
     observers = {task: traces.task(task) for task in STRIPS}
     found = runs("fig3", observers, prior, images, output, options)
     picture = strips({label: own[0] for label, own in found.items()})
-    text = [regimes_text(label, own) for label, own in found.items()]
+    text = [regimes_text(label, own) for label, own in found.items()] + [SHORT]
     claim = "two regimes, a clean image first, whatever the degradation"
     top = stops.head(options, prior, len(images))
     return written(output, "fig3", claim, top, picture, text)
@@ -235,19 +242,24 @@ def shown_iterations(psnrs: np.ndarray, count: int = NUM_STRIPS) -> list[int]:
 
 def strips(found: Mapping[str, Trace]) -> bytes:
     """Return Fig. 3 as PNG: a row of iterates for each degradation."""
-    columns = NUM_STRIPS + 3
-    figure = blank(1.25 * columns, 1.6 * len(found))
-    grid = figure.subplots(len(found), columns, squeeze=False)
-    for axes, (label, trace) in zip(grid, found.items(), strict=True):
-        best, subject = regimes(trace.psnrs).best, trace.subject
-        psnr = metrics.psnr(subject.clean, subject.degraded)
-        panels = [(f"{label}: y\n{psnr:.1f} dB", subject.degraded)]
-        for k in shown_iterations(trace.psnrs):
-            note = f"{'best, ' if k == best else ''}k = {k}"
-            panels.append((f"{note}\n{trace.psnrs[k]:.1f} dB", trace.images[k]))
-        panels.append(("clean\n", subject.clean))
-        show(axes, panels)
+    rows = [panels(label, trace) for label, trace in found.items()]
+    columns = max(len(row) for row in rows)
+    figure = blank(1.25 * columns, 1.6 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        show(axes, row)
     return png(figure)
+
+
+def panels(label: str, trace: Trace) -> list[tuple[str, np.ndarray]]:
+    """Return the titled pictures of a strip."""
+    best, subject = regimes(trace.psnrs).best, trace.subject
+    psnr = metrics.psnr(subject.clean, subject.degraded)
+    pictures = [(f"{label}: y\n{psnr:.1f} dB", subject.degraded)]
+    for k in shown_iterations(trace.psnrs):
+        note = f"{'best, ' if k == best else ''}k = {k}"
+        pictures.append((f"{note}\n{trace.psnrs[k]:.1f} dB", trace.images[k]))
+    return [*pictures, ("clean\n", subject.clean)]
 
 
 def regimes_text(label: str, found: Sequence[Trace]) -> str:
@@ -262,7 +274,7 @@ def regimes_text(label: str, found: Sequence[Trace]) -> str:
         f"{span([r.rise for r in seen], 'dB')} up to iteration "
         f"{span([r.best for r in seen])} and then falls by "
         f"{span([r.fall for r in seen], 'dB')} (at least {MARGIN:g} dB each are asked "
-        f"for). The best iterate is better than y by {span(gains, 'dB')}."
+        f"for). PSNR of the best iterate minus that of y: {span(gains, 'dB')}."
     )
 
 
@@ -277,7 +289,7 @@ def fig4(
     observers = {f"sigma = {level:g}": noisy(level) for level in LEVELS}
     found = runs("fig4", observers, prior, images, output, options)
     picture = slopes({label: own[0] for label, own in found.items()})
-    text = [slope_text(label, own) for label, own in found.items()]
+    text = [slope_text(label, own) for label, own in found.items()] + [SHORT]
     claim = "the slope is smallest where the PSNR is highest"
     top = stops.head(options, prior, len(images))
     return written(output, "fig4", claim, top, picture, text)
@@ -305,12 +317,9 @@ def slope_text(label: str, found: Sequence[Trace]) -> str:
     """Return the sentence on slope and PSNR at a level of noise."""
     seen = [slope(trace.losses, trace.psnrs) for trace in found]
     distances = [s.smallest - s.best for s in seen]
-    told = [s.seen for s in seen if s.seen is not None]
-    untold = len(seen) - len(told)
-    apart = f", {untold} without a maximum of the PSNR inside them" if untold else ""
     return (
         f"- {label}: the minimum of the slope at the maximum of the PSNR "
-        f"{verdict(told)}{apart}: PSNR is highest at iteration "
+        f"{verdict([s.seen for s in seen])}: PSNR is highest at iteration "
         f"{span([s.best for s in seen])}, the slope is smallest {span(distances)} "
         f"iterations after it ({NEAR:.0%} of the former, or {NEAREST}, are allowed)."
     )
@@ -499,13 +508,19 @@ def gain(subject: Subject, image: np.ndarray) -> float:
 # Words and files.
 
 
-def verdict(seen: Sequence[bool]) -> str:
-    """Return in words in how many runs a claim is seen."""
-    if not seen:
-        return "cannot be judged"
-    count = sum(seen)
-    word = "seen" if count == len(seen) else "not seen" if not count else "partly seen"
-    return f"**{word}** ({count} of {len(seen)} runs)"
+def verdict(seen: Sequence[bool | None]) -> str:
+    """Return in words in how many runs a claim is seen.
+
+    Args:
+        seen: of each run; None where it cannot tell.
+    """
+    told = [one for one in seen if one is not None]
+    count, untold = sum(told), len(seen) - len(told)
+    if not told:
+        return f"**cannot be judged** ({untold} runs cannot tell)"
+    word = "seen" if count == len(told) else "partly seen" if count else "not seen"
+    apart = f", {untold} more cannot tell" if untold else ""
+    return f"**{word}** ({count} of {len(told)} runs{apart})"
 
 
 def span(numbers: Sequence[float], unit: str = "") -> str:

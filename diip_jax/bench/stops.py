@@ -545,7 +545,8 @@ def write(
 
 NOTES = (
     "PSNR in dB, mean ± its standard error over pictures. Every rule reads the same "
-    "runs. The gap is to the best iterate of the run, which is its optimal stop. "
+    "runs. The gap is to the best iterate of the run, its optimal stop; where that is "
+    "the last one, a longer run would have had a better one. "
     "*Not fired* counts runs that ended before the rule stopped them; their last "
     "iterate is taken. The paper's numbers are of other pictures, at 256x256; its "
     "Table 3 calls `water` what Tables 1 and 5 give for `deformation` (23.45)."
