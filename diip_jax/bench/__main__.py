@@ -35,9 +35,9 @@ QUALITY = ("table4", "table5")
 # gradients of the network that it takes for each.
 RUN = 300 * 10  # iterations and steps of a run that is followed
 OTHERS = {
-    "table1": ("stops", 4, 2 * RUN),
-    "table2": ("stops", 4, 2 * RUN),
-    "table3": ("stops", 4, 0),  # of the runs of tables 1 and 2
+    "table1": ("stops", 3, 2 * RUN),
+    "table2": ("stops", 3, 2 * RUN),
+    "table3": ("stops", 3, 0),  # of the runs of tables 1 and 2
     "fig3": ("figures", 1, 2 * RUN),
     "fig4": ("figures", 1, 4 * RUN),
     "fig6": ("figures", 1, 3 * RUN),

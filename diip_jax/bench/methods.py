@@ -367,8 +367,8 @@ METHODS: dict[str, Method] = {
         "DIIP, paper, best iterate",
         make_oracle,
         is_oracle=True,
-        evaluations=2500,
-        gradients=2500,
+        evaluations=2200,
+        gradients=2200,
     ),
     "ddrm": Method("DDRM", baseline("ddrm", quick={}), knows="all", evaluations=20),
     "ddnm": Method(

@@ -25,6 +25,7 @@ from diip_jax.compilation import compiler_options
 from diip_jax.config import PAPER
 from diip_jax.images import ImageError
 from diip_jax.photos import find
+from diip_jax.photos.find import InputError
 from diip_jax.photos.reference import PerceptualMetric
 from diip_jax.prior import Prior
 
@@ -144,8 +145,10 @@ def pictures(
         reasons.
 
     Raises:
-        find.InputError: there is no picture file.
+        InputError: there is no folder, or no picture file in it.
     """
+    if not find.is_folder(folder):
+        raise InputError(f"{folder} is no folder; give one of clean pictures")
     taken, rejected = [], []
     sources = find.sources([str(folder)])
     for source in itertools.islice(sources, first, None):

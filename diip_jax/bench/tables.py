@@ -60,8 +60,8 @@ UNSTRUCTURED = {
     "water": "Water-drop removal",
 }
 TABLES: Mapping[str, Table] = {
-    "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 6),
-    "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 6),
+    "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 4),
+    "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 4),
     "table6": Table(
         "Table 6: runtime and memory",
         {"denoise": STRUCTURED["denoise"], "jpeg": UNSTRUCTURED["jpeg"]},

@@ -1,0 +1,196 @@
+"""The command: what it writes, how it goes on, its exit codes and one-line errors."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diip_jax import images
+from diip_jax import prior as priors
+from diip_jax.bench import __main__ as command
+from diip_jax.bench import methods
+from diip_jax.bench.cells import Store
+from helpers import bench_cells as fake
+from helpers import seeded
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of three pictures."""
+    made = tmp_path_factory.mktemp("pictures")
+    for name, x in fake.pictures(3):
+        Image.fromarray(images.to_uint(x, 8)).save(made / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """Return the folder of a prior with random weights."""
+    path = tmp_path_factory.mktemp("prior") / "tiny"
+    priors.save(path, seeded.prior())
+    return path
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Put methods and tasks in place that cost nothing."""
+    given = {
+        "input": fake.method(lambda problem, key: problem.y, "input"),
+        "diip": fake.method(lambda problem, key: 0.9 * problem.y, "diip"),
+        "dip": fake.method(lambda problem, key: 0.8 * problem.y, "dip"),
+        "diip-paper": fake.method(lambda problem, key: problem.y**2, "paper"),
+    }
+    for name, method in methods.METHODS.items():
+        nowhere = method._replace(make=lambda setting: None)
+        monkeypatch.setitem(methods.METHODS, name, given.get(name, nowhere))
+    monkeypatch.setattr(methods, "pose", lambda task: fake.noisy)
+
+
+def bench(*arguments):
+    try:
+        return command.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse ends like this
+        return error.code
+
+
+def test_tables_are_made_and_made_again_from_the_same_cells(
+    folder, prior, fakes, tmp_path, capsys
+):
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
+    assert bench("table4", "table6", *given, "--count", 2) == command.EXIT_OK
+    told = capsys.readouterr().err
+    # input, dip, diip and diip-paper on three tasks; two of them on two
+    assert "table4: 2 pictures, 4 methods, 3 tasks, 1 seeds: 24 cells" in told
+    assert "table6: 2 pictures, 2 methods, 2 tasks, 1 seeds: 8 cells" in told
+    for name in ("table4.md", "table4.csv", "table6.md", "table6.csv"):
+        assert (tmp_path / name).stat().st_size > 0
+    text = (tmp_path / "table4.md").read_text()
+    assert f"table4 table6 --images {folder}" in text
+    assert "**quick**" in text
+    # DIP and DIIP in PSNR and SSIM of three tasks; LPIPS needs larger pictures
+    assert "Ordering: of 6 pairs" in text
+    assert len(list(Store(tmp_path))) == 32
+
+    assert bench("table4", *given, "--count", 3) == command.EXIT_OK
+    assert "12 cells to compute, 24 there" in capsys.readouterr().err
+
+
+def test_rows_and_columns_can_be_chosen(folder, prior, fakes, tmp_path):
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
+    chosen = ["--methods", "diip", "--tasks", "sr8", "--seeds", 2, "--first", 1]
+    assert bench("table4", *given, *chosen) == command.EXIT_OK
+    names = [cell.name for cell in Store(tmp_path)]
+    assert {(n.method, n.task) for n in names} == {("input", "sr8"), ("diip", "sr8")}
+    assert {(n.image, n.seed) for n in names} == {("1.png", 0), ("1.png", 1)}
+
+
+def test_cells_that_fail_are_counted(folder, prior, fakes, tmp_path, capsys):
+    def broken(problem, key):
+        raise RuntimeError("no luck")
+
+    methods.METHODS["diip"] = fake.method(broken)
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
+    assert bench("table5", *given) == command.EXIT_SOME_FAILED
+    told = capsys.readouterr().err
+    assert "failed: diip on jpeg: RuntimeError: no luck" in told
+    assert "error: 3 cells failed; run it again to retry" in told
+    assert "no luck" in (tmp_path / "table5.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["table9", "--images", "."], command.EXIT_USAGE, "invalid choice: 'table9'"),
+        (["table4"], command.EXIT_USAGE, "required: --images"),
+        (["table4", "--images", ".", "--seeds", "0"], command.EXIT_USAGE, "positive"),
+        (
+            ["table4", "--images", ".", "--methods", "magic"],
+            command.EXIT_USAGE,
+            "--methods: 'magic' is not one of input,",
+        ),
+        (
+            ["table4", "--images", ".", "--prior", "nowhere/to/be"],
+            command.EXIT_WEIGHTS,
+            "unknown prior 'nowhere/to/be'",
+        ),
+    ],
+)
+def test_bad_flags_get_one_line(arguments, code, told, tmp_path, capsys):
+    assert bench(*arguments, "--output", tmp_path) == code
+    assert told in capsys.readouterr().err
+
+
+def test_an_empty_folder_or_none_is_one_line(prior, tmp_path, capsys):
+    for images_folder in (tmp_path, tmp_path / "nowhere"):
+        given = ["--images", images_folder, "--prior", prior, "--output", tmp_path]
+        assert bench("table4", *given, "--quick") == command.EXIT_FILE
+        last = capsys.readouterr().err.strip().splitlines()
+        assert len(last) == 1
+        assert str(images_folder) in last[0]
+
+
+def test_unusable_pictures_are_named_and_not_fatal(
+    folder, prior, fakes, tmp_path, capsys
+):
+    Image.open(folder / "0.png").save(tmp_path / "good.png")
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    given = ["--prior", prior, "--output", tmp_path / "out", "--quick"]
+    assert bench("table5", "--images", tmp_path, *given) == command.EXIT_OK
+    assert "left out a.png: " in capsys.readouterr().err
+    (tmp_path / "good.png").unlink()
+    assert bench("table5", "--images", tmp_path, *given) == command.EXIT_USAGE
+    assert "no picture of" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_cells_is_one_line(folder, prior, fakes, tmp_path, capsys):
+    (tmp_path / "cells.jsonl").write_text("{}\n")
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
+    assert bench("table4", *given) == command.EXIT_FILE
+    assert "line 1, is no cell" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_130(tmp_path):
+    """While a program of the package's own runs, which JAX would not interrupt."""
+    code = (
+        "import sys; from diip_jax.bench import __main__ as command\n"
+        "from helpers import bench_cells as fake\n"
+        "def main(arguments):\n"
+        f"    fake.compute(fake.Path({str(tmp_path)!r}), fake.plan("
+        '{"slow": fake.method(fake.slow, is_compiled=False)}, 500))\n'
+        "command.main = main\n"
+        "command.cli()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == command.EXIT_INTERRUPTED
+    assert told == "error: stopped; run it again to go on with the next cell\n"
+
+
+@pytest.mark.slow
+def test_a_whole_quick_table_of_a_tiny_prior(folder, prior, tmp_path):
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--quick"]
+    assert bench("table4", *given, "--tasks", "denoise") == command.EXIT_OK
+    cells = list(Store(tmp_path))
+    assert {"diip-paper", "diip", "diip-oracle", "dip", "gdp", "ddrm"} <= {
+        cell.name.method for cell in cells
+    }
+    assert all(cell.error is None for cell in cells)
+    scores = {cell.name.method: cell.psnr for cell in cells}
+    assert scores["diip-oracle"] >= scores["diip-paper"]

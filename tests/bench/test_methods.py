@@ -1,0 +1,178 @@
+"""The registry: what methods may see, the package's own rows, what is left out."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from diip_jax import canvas, diip, metrics
+from diip_jax.bench import methods
+from diip_jax.bench.methods import METHODS, Problem, Setting
+from diip_jax.config import PAPER
+from helpers import bench_cells as fake
+from helpers import seeded
+
+SETTING = Setting("denoise", 16, quick=False)
+WHOLE = Problem("clean", "y", "measurement", "operator", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("diip", Problem(None, "y", None, None, None)),
+        ("diip-oracle", Problem("clean", "y", None, None, None)),
+        ("gdp", Problem(None, "y", "measurement", None, 0.1)),
+        ("ddrm", Problem(None, "y", "measurement", "operator", 0.1)),
+    ],
+)
+def test_a_method_sees_no_more_than_its_title_says(name, seen):
+    assert methods.seen(METHODS[name], WHOLE) == seen
+
+
+def test_titles_say_what_a_method_knows():
+    assert METHODS["ddrm"].full_title == "DDRM (non-blind)"
+    assert METHODS["gdp"].full_title == "GDP (partially blind)"
+    assert METHODS["diip"].full_title == "DIIP, default"
+    titles = [method.full_title for method in METHODS.values()]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    clean = seeded.image(16, 16)
+    return fake.noisy(clean, jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (20, 20)),  # 4 iterations of 5 steps
+        ({"gradient": "frozen"}, (20, 0)),
+        ({"criterion": "discrepancy", "num_starts": 2}, (2 * 5 + 1 + 20, 20)),
+        ({"start": "matched", "noise_level": 0.1}, (20, 20)),  # nothing is asked
+    ],
+)
+def test_evaluations_are_counted(changes, expected):
+    config = seeded.PRESET.replace(**({"gradient": "full"} | changes))
+    counted = methods.work(config, jnp.array([1, 3]))
+    assert tuple(int(n) for n in counted) == expected
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Put a generator of one line in place of the network."""
+
+    def generator(prior, config, size, timesteps=None):
+        return lambda z: jnp.tanh(z + 0.1 * jnp.roll(z, 1, axis=0))
+
+    monkeypatch.setattr(canvas, "generator", generator)
+
+
+# Few enough for a test; a rate at which they move.
+TOY = PAPER.replace(num_steps=5, max_iterations=8, k_min=3, learning_rate=0.3)
+
+
+def test_the_rows_of_the_package_are_restorations(toy, problem):
+    key = jax.random.key(0)
+    restored = methods.diip_with(TOY)(SETTING).restore(fake.PRIOR, problem, key)
+    expected = diip.restore(fake.PRIOR, jnp.asarray(problem.y), key, TOY)
+    np.testing.assert_array_equal(restored.image, expected.image)
+    assert int(restored.evaluations) == 5 * int(expected.num_iterations)
+
+
+def test_quick_settings_are_other_settings():
+    ready = METHODS["diip-paper"].make
+    quick, whole = ready(SETTING._replace(quick=True)), ready(SETTING)
+    assert quick.settings.max_iterations < whole.settings.max_iterations
+    assert quick.settings.num_steps < whole.settings.num_steps
+
+
+def test_the_oracle_takes_the_best_iterate_of_the_same_run(toy, problem):
+    """Against a plain loop over the steps of `diip.build`."""
+    key, config = jax.random.key(0), TOY.replace(k_min=1)
+    algorithm, state = diip.prepare(fake.PRIOR, jnp.asarray(problem.y), key, config)
+    psnrs = []
+    for _ in range(config.max_iterations):
+        state = algorithm.step(state)
+        x = np.clip((np.asarray(state.x) + 1) / 2, 0, 1)
+        psnrs.append(metrics.psnr(problem.clean, x))
+    assert 0 < np.argmax(psnrs) < len(psnrs) - 1  # neither the first nor the last
+
+    best = methods.best_iterate(fake.PRIOR, problem, key, config)
+    found = metrics.psnr(problem.clean, np.clip(best.image, 0, 1))
+    # A loop is compiled otherwise than its steps: float32 rounding.
+    assert found == pytest.approx(max(psnrs), abs=1e-3)
+    assert int(best.evaluations) == config.max_iterations * config.num_steps
+    stopped = diip.restore(fake.PRIOR, jnp.asarray(problem.y), key, config)
+    assert found >= metrics.psnr(problem.clean, np.clip(stopped.image, 0, 1)) - 1e-3
+
+
+def test_the_oracle_ends_after_the_stop_when_nothing_better_comes(
+    toy, problem, monkeypatch
+):
+    monkeypatch.setattr(methods, "PATIENCE", 2)
+    # An epsilon that no decrease reaches stops the run in iteration 1; hardly a step,
+    # so that the first iterate is the best or as good as any.
+    config = TOY.replace(epsilon=10.0, learning_rate=1e-9, max_iterations=50)
+    best = methods.best_iterate(fake.PRIOR, problem, jax.random.key(0), config)
+    assert int(best.evaluations) < 50 * config.num_steps
+
+
+def test_what_is_not_installed_costs_its_row_alone(monkeypatch):
+    def absent(setting):
+        raise ModuleNotFoundError("No module named 'bm4d'", name="bm4d")
+
+    def needy(setting):
+        raise methods.MissingError("pip install scikit-image")
+
+    given = {
+        "a": METHODS["diip"],
+        "b": METHODS["dip"]._replace(make=absent),
+        "c": METHODS["tv"]._replace(make=needy),
+        "d": METHODS["gdp"]._replace(make=lambda setting: None),
+    }
+    monkeypatch.setattr(methods, "METHODS", given)
+    found, left_out = methods.available("abcd", [SETTING])
+    assert list(found) == ["a"]
+    assert left_out == [
+        "row DIP is left out: pip install bm4d",
+        "row Total variation, best weight is left out: pip install scikit-image",
+    ]
+
+
+def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
+    """The measurement with its operator, or y; its settings with the sigma of both."""
+    module = types.ModuleType("diip_jax.bench.baselines.fake")
+
+    @struct.dataclass
+    class Config:
+        sigma: float = 0.02
+        num_steps: int = struct.field(pytree_node=False, default=100)
+
+    def restore(prior, y, key, config, operator):
+        return y, config, operator
+
+    module.__dict__.update(Config=Config, restore=restore)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    make = methods.baseline("fake", quick={"num_steps": 7})
+    ready = make(SETTING._replace(quick=True))
+    y, config, operator = ready.restore(None, WHOLE, None)
+    assert (y, operator) == ("measurement", "operator")
+    assert (config.sigma, config.num_steps) == (0.1, 7)
+    blind = WHOLE._replace(operator=None, sigma=None)
+    y, config, operator = make(SETTING).restore(None, blind, None)
+    assert (y, operator) == ("y", None)
+    assert (config.sigma, config.num_steps) == (0.02, 100)
+    assert make(SETTING._replace(task="jpeg")) is None  # not linear
+
+
+def test_a_baseline_with_settings_for_tasks_says_which_are_for_it():
+    module = types.SimpleNamespace(
+        config_for=lambda task, side: side if task == "sr4" else None
+    )
+    assert methods.settings_of(module, SETTING._replace(task="sr4")) == 16
+    assert methods.settings_of(module, SETTING) is None
