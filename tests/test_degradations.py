@@ -1,5 +1,7 @@
 """The damage against closed forms, SciPy, scikit-image, and formulas written out."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -89,6 +91,20 @@ def test_damage_keeps_shape_and_range_and_repeats(damage):
 def test_damage_of_no_severity_changes_nothing(nothing):
     x = np.float64(seeded.image(20, 31))
     np.testing.assert_allclose(nothing(x), x, atol=1e-12)  # sums of weights that are 1
+
+
+@pytest.mark.parametrize("name", sorted(DRAWS_NOTHING))
+def test_a_severity_in_the_place_of_the_key_is_refused(name):
+    """Earlier versions had it there; now it would count for nothing."""
+    with pytest.raises(TypeError, match="key is 4; give a key or None, and name"):
+        getattr(degradations, name)(seeded.image(16, 16), 4)
+
+
+@pytest.mark.parametrize("damage", [degradations.elastic, degradations.spatter])
+@pytest.mark.parametrize("severity", [0, 6, 1.5])
+def test_a_severity_that_is_none_is_refused(damage, severity):
+    with pytest.raises(ValueError, match=f"severity is {severity}; use 1 to"):
+        damage(seeded.image(16, 16), key(0), severity)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
@@ -401,6 +417,7 @@ def canny(grey):
     def level(i, j):
         return grey[min(max(i, 0), height - 1), min(max(j, 0), width - 1)]
 
+    @functools.cache
     def slopes(i, j):
         weights = ((-1, 1), (0, 2), (1, 1))
         right = sum(w * (level(i + k, j + 1) - level(i + k, j - 1)) for k, w in weights)
