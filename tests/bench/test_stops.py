@@ -337,4 +337,6 @@ def test_quick_tables_shrink_k_min_with_the_budget():
     values = [int(name.removeprefix("k_min = ")) for name in rules]
     assert values == sorted(set(values))
     assert max(values) < budget <= 60
+    # The paper has no numbers for these.
+    assert not stops.ablation_k_min(stops.settings(Options(quick=True))).published
     assert stops.settings(Options()).k_min == PAPER.k_min
