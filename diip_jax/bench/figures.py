@@ -6,6 +6,7 @@ are those of the first picture and seed; the text counts all of them.
 
 import importlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ def sharpness(sharpnesses: np.ndarray, k_min: int) -> Sharpness:
     """
     smooth = running_median(sharpnesses[k_min:])
     change = float(smooth[-1] / smooth.max() - 1)
-    return Sharpness(change, change <= np.exp(-stopping.DROP) - 1)
+    return Sharpness(change, change <= math.exp(-stopping.DROP) - 1)
 
 
 def decreases(losses: np.ndarray) -> np.ndarray:
