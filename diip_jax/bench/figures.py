@@ -41,12 +41,11 @@ NUM_STRIPS = 7  # iterates that a strip shows
 # The claims.
 
 MARGIN = 0.5  # dB: PSNR has risen or fallen
-TAIL = 0.1  # of a run: with the highest PSNR there, it may have been too short
 NEAR, NEAREST = 0.2, 10  # of the iteration of the PSNR maximum; iterations
 WINDOW = 9  # iterations, of the running median that claims look at
 SHORT = (
-    f"- A run cannot tell if its PSNR is highest in its last {TAIL:.0%} and has not "
-    "fallen since: it may have been too short."
+    f"- A run cannot tell if its PSNR has not fallen by {MARGIN:g} dB since the "
+    "maximum, and did not go on after it for as long again: it may be too short."
 )
 
 
@@ -58,8 +57,8 @@ class Regimes(NamedTuple):
         rise: from the first iterate to that one, in dB.
         fall: from that one to the last iterate, in dB.
         seen: both are at least `MARGIN`: the run approached the clean image, and then
-            went away from it. None where it may have been too short to tell: it had
-            not fallen by `MARGIN`, and `best` is in its last tenth.
+            went away from it. None where it may have been too short to tell: it has
+            not fallen by `MARGIN` since `best`, which is in its second half.
     """
 
     best: int
@@ -77,7 +76,7 @@ def regimes(psnrs: np.ndarray) -> Regimes:
     smooth = running_median(psnrs)
     best = int(np.argmax(smooth))
     rise, fall = float(smooth[best] - psnrs[0]), float(smooth[best] - smooth[-1])
-    is_short = fall < MARGIN and best >= (1 - TAIL) * (len(psnrs) - 1)
+    is_short = fall < MARGIN and best > len(psnrs) / 2
     return Regimes(best, rise, fall, None if is_short else min(rise, fall) >= MARGIN)
 
 

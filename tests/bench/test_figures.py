@@ -31,10 +31,18 @@ def test_two_regimes_are_a_rise_and_a_fall():
     assert found.fall == pytest.approx(4, abs=0.3)
 
 
-def test_a_run_that_still_rises_cannot_tell():
-    assert figures.regimes(hill(299, rise=8, fall=0)).seen is None
-    assert figures.regimes(hill(280, rise=8, fall=4)).seen is None
-    assert figures.regimes(hill(280, rise=8, fall=14)).seen is True
+@pytest.mark.parametrize(
+    ("best", "fall", "seen"),
+    [
+        pytest.param(299, 0, None, id="still rising"),
+        pytest.param(280, 4, None, id="has begun to fall"),
+        pytest.param(280, 14, True, id="has fallen"),
+        pytest.param(170, 0.4, None, id="hardly falls for less than as long again"),
+        pytest.param(130, 0.4, False, id="hardly falls for as long again"),
+    ],
+)
+def test_a_run_that_was_too_short_cannot_tell(best, fall, seen):
+    assert figures.regimes(hill(best, rise=8, fall=fall)).seen is seen
 
 
 @pytest.mark.parametrize(
