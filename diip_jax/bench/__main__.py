@@ -216,32 +216,20 @@ def _check_names(given: argparse.Namespace) -> None:
 
 def _table(name: str, setting: _Setting) -> int:
     """Make table 4, 5 or 6 and return how many of its cells failed."""
-    import jax
-
-    from diip_jax.bench import methods, run, tables
+    from diip_jax.bench import run, tables
     from diip_jax.bench.cells import Store
     from diip_jax.photos import reference
 
     given, options, say = setting.given, setting.options, setting.say
-    table = tables.chosen(tables.TABLES[name], given.methods, given.tasks)
+    whole = tables.TABLES[name]
+    table = tables.chosen(whole, given.methods, given.tasks, given.quick)
     if not table.tasks:
         say(f"{name} has no column of --tasks {','.join(given.tasks)}; left out")
         return 0
-    side = setting.prior.card.architecture.image_size
-    settings = [methods.Setting(task, side, given.quick) for task in table.tasks]
-    found, left_out = methods.available(table.methods, settings)
+    plan, left_out = _plan(name, table, setting)
+    store = Store(given.output)
     for line in left_out:
         say(line)
-    plan = run.Plan(
-        tasks={task: methods.pose(task) for task in table.tasks},
-        methods=found,
-        images=setting.taken(table.count),
-        seeds=options.seeds,
-        quick=given.quick,
-        context=("times", tables.machine()) if name == "table6" else None,
-        by_image=name == "table6",
-    )
-    store = Store(given.output)
     say(f"{name}: {run.forecast(setting.prior, plan, store, setting.speed)}")
     perceptual = reference.perceptual_metric("alex")
     if perceptual.missing:
@@ -249,16 +237,31 @@ def _table(name: str, setting: _Setting) -> int:
     tally = run.run(setting.prior, plan, store, perceptual, options, name)
     cells = store.chosen(tally.names)
     top = tables.head(options, setting.prior, len(plan.images))
-    top += [f"- {line}" for line in left_out]
-    if name == "table6":
-        on_gpu = jax.default_backend() == "gpu"
-        text = tables.costs(table, cells, top, on_gpu)
-    else:
-        text = tables.quality(table, cells, top)
+    text = tables.markdown(name, table, cells, [*top, *(f"- {x}" for x in left_out)])
     _tell(tables.write(given.output, name, text, tables.to_csv(cells)), say)
     for (method, task), reason in tally.errors.items():
         _say(f"failed: {method} on {task}: {reason}")
     return sum(cell.error is not None for cell in cells)
+
+
+def _plan(name: str, table: Any, setting: _Setting) -> tuple[Any, list[str]]:
+    """Return what to compute for a table, and a line for each row that cannot be."""
+    from diip_jax.bench import methods, run, tables
+
+    quick, side = setting.given.quick, setting.prior.card.architecture.image_size
+    settings = [methods.Setting(task, side, quick) for task in table.tasks]
+    found, left_out = methods.available(table.methods, settings)
+    are_times = name == tables.TIMES
+    plan = run.Plan(
+        tasks={task: methods.pose(task) for task in table.tasks},
+        methods=found,
+        images=setting.taken(table.count),
+        seeds=setting.options.seeds,
+        quick=quick,
+        context=("times", tables.machine()) if are_times else None,
+        by_image=are_times,
+    )
+    return plan, left_out
 
 
 def _other(name: str, setting: _Setting) -> int:

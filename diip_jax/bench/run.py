@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import resource
 import sys
 import time
 import zlib
@@ -448,13 +447,22 @@ def _finished(restored: Restored) -> Restored:
 def _memory(program: Any | None) -> tuple[int | None, str]:
     """Return the peak of a compiled program; None: of this process; and of which."""
     if program is None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "process"
+        return _resident(), "process"
     plan = program.memory_analysis()
     if plan is None:
         return None, "program"
     used = plan.argument_size_in_bytes + plan.output_size_in_bytes
     return used + plan.temp_size_in_bytes - plan.alias_size_in_bytes, "program"
+
+
+def _resident() -> int | None:
+    """Return the peak of this process's resident set; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes elsewhere
 
 
 def device() -> str:

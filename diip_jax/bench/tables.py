@@ -30,7 +30,9 @@ DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 TRIVIAL = ("input",)
 OURS = ("diip-paper", "diip", "diip-oracle")
 PACKAGES = ("diip-jax", "jax", "jaxlib", "flax", "numpy")
-REFERENCE = "diip-paper"  # whose time and memory are 1 in table 6
+LONG = ("sr8",)  # left out where minutes must do: programs of its own, as sr4 has
+TIMES = "table6"  # the table of time and memory
+REFERENCE = "diip-paper"  # whose time and memory are 1 there
 
 
 class Table(NamedTuple):
@@ -126,7 +128,10 @@ PUBLISHED_COST: Mapping[str, tuple[float, float]] = {
 
 
 def chosen(
-    table: Table, methods: Sequence[str] | None, tasks: Sequence[str] | None
+    table: Table,
+    methods: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    quick: bool = False,
 ) -> Table:
     """Return a table with some of its rows and columns; trivial rows always stay.
 
@@ -134,7 +139,10 @@ def chosen(
         table: the whole table.
         methods: names; all if None.
         tasks: names; all if None.
+        quick: without the tasks that minutes do not allow, unless they are named.
     """
+    if tasks is None and quick:
+        tasks = [task for task in table.tasks if task not in LONG]
     if methods is not None:
         rows = [m for m in table.methods if m in methods or m in TRIVIAL]
         table = table._replace(methods=rows)
@@ -245,8 +253,8 @@ def head(options: Options, prior: Prior, num_images: int) -> list[str]:
     ]
     if options.quick:
         lines.append(
-            "- **quick**: fewer iterations and steps than the methods' own; these "
-            "numbers say that the program works, not how good a method is"
+            "- **quick**: fewer iterations and steps than the methods' own, and fewer "
+            "tasks; these numbers say that the program works, not how good a method is"
         )
     return lines
 
@@ -263,6 +271,20 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def markdown(name: str, table: Table, cells: Sequence[Cell], top: Sequence[str]) -> str:
+    """Return a table as Markdown.
+
+    Args:
+        name: a name of `TABLES`.
+        table: what it shows.
+        cells: of its tasks and methods.
+        top: the lines of its head.
+    """
+    if name == TIMES:
+        return costs(table, cells, top, on_gpu=jax.default_backend() == "gpu")
+    return quality(table, cells, top)
 
 
 # Tables 4 and 5.
@@ -416,19 +438,21 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
     found, compared = reversals(cells)
     if not compared:
         return ["Ordering: no two methods here are in the paper's table."]
-    clear = [r for r in found if _is_clear(r.difference)]
+    clear = sum(_is_clear(r.difference) for r in found)
     lines = [
         f"Ordering: of {compared} pairs of methods that the paper has too, "
-        f"{len(found)} are the other way round here, {len(clear)} of them by more than "
-        "two standard errors of their difference."
+        f"{len(found)} are the other way round here, {clear} of them by more than two "
+        "standard errors of their difference (in bold)."
     ]
+    columns: dict[tuple[str, str], list[str]] = {}
     for r in found:
-        digits = DIGITS[r.score]
-        lines.append(
-            f"- {r.task}, {r.score.upper()}: {METHODS[r.other].full_title} is better "
-            f"than {METHODS[r.better].full_title} by {number(r.difference, digits)}"
-            f"{'' if _is_clear(r.difference) else ', within the error'}"
-        )
+        better, other = METHODS[r.other].title, METHODS[r.better].title
+        text = f"{better} over {other} by {number(r.difference, DIGITS[r.score])}"
+        text = f"**{text}**" if _is_clear(r.difference) else text
+        columns.setdefault((r.task, r.score), []).append(text)
+    titles = STRUCTURED | UNSTRUCTURED
+    for (task, score), texts in columns.items():
+        lines.append(f"- {titles[task]}, {score.upper()}: {'; '.join(texts)}")
     return lines
 
 

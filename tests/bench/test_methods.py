@@ -176,3 +176,23 @@ def test_a_baseline_with_settings_for_tasks_says_which_are_for_it():
     )
     assert methods.settings_of(module, SETTING._replace(task="sr4")) == 16
     assert methods.settings_of(module, SETTING) is None
+
+
+@pytest.mark.parametrize("task", ["denoise", "sr4", "jpeg", "motion_blur"])
+def test_a_problem_is_what_the_task_observes(task):
+    tasks = pytest.importorskip("diip_jax.bench.tasks")
+    pytest.importorskip("diip_jax.bench.operators")
+    clean, key = seeded.image(32, 32), jax.random.key(1)
+    problem = methods.pose(task)(clean, key)
+    observation = tasks.TASKS[task].observe(clean, key)
+    np.testing.assert_array_equal(problem.clean, clean)
+    np.testing.assert_array_equal(problem.y, observation.y)
+    np.testing.assert_array_equal(problem.measurement, observation.measurement)
+    assert problem.sigma == observation.sigma
+    assert (problem.operator is None) == (task == "jpeg")
+    if task != "jpeg":
+        # Noise is clipped to [0, 1] and, of the mixture, speckle: a sanity bound of
+        # five deviations on its mean over some hundred pixels at least.
+        noise = problem.measurement - np.asarray(problem.operator.apply(clean))
+        assert abs(noise.mean()) < 5 * problem.sigma / np.sqrt(noise.size) + 0.01
+        assert noise.std() == pytest.approx(problem.sigma, rel=0.2)

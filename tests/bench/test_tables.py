@@ -112,8 +112,11 @@ def test_orderings_that_are_not_the_papers_are_said():
     assert "of 9 pairs" in first
     assert "3 are the other way round here, 0 of them by more than two" in first
     assert second == (
-        "- jpeg, PSNR: DreamClean is better than DIIP, paper by 0.77 ± 1.26, within "
-        "the error"
+        "- JPEG de-artifacting, PSNR: DreamClean over DIIP, paper by 0.77 ± 1.26"
+    )
+    given[3:6] = cells([27.0, 30.1, 28.0], "dreamclean")
+    assert (
+        "**DreamClean over DIIP, paper by 2.03 ± 0.03**" in (tables.orderings(given)[1])
     )
 
 
@@ -170,6 +173,11 @@ def test_a_selection_keeps_the_trivial_rows():
     assert tuple(chosen.methods) == (*tables.TRIVIAL, "diip")
     assert list(chosen.tasks) == ["sr8"]
     assert tables.chosen(table, None, None) == table
+    assert list(tables.chosen(table, None, None, quick=True).tasks) == [
+        "denoise",
+        "sr4",
+    ]
+    assert list(tables.chosen(table, None, ("sr8",), quick=True).tasks) == ["sr8"]
 
 
 def test_the_head_says_how_a_table_was_made(tmp_path):
