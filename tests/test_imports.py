@@ -41,8 +41,8 @@ INSIDE = {
         *("", "baselines", "baselines.restored", "operators"),
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
-        *("baselines.gibbs_ddrm", "tasks", "rivals", "traces", "methods"),
-        *("cells", "run", "tables", "stops", "figures", "__main__"),
+        *("baselines.gibbs_ddrm", "tasks", "rivals", "methods", "cells"),
+        *("run", "tables", "traces", "stops", "figures", "__main__"),
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),

@@ -16,6 +16,7 @@ import pytest
 from checkpoints_convert import download, registry
 from diip_jax import compilation, engine, images, storage
 from diip_jax import prior as priors
+from diip_jax.bench import traces
 from diip_jax.photos import find, record, resume
 from helpers import seeded
 from helpers.disks import small_disk
@@ -108,6 +109,23 @@ class Trace:
         return 2
 
 
+class Run:
+    """A run of the benchmark that nothing stopped."""
+
+    def __init__(self, folder):
+        self.path = folder / "x.npz"
+
+    def write(self, version):
+        traces._write(self.path, "settings", {"losses": np.full(99, version)})
+
+    def read(self):
+        found = traces._read(self.path, "settings")
+        if found is None:
+            return None
+        (version,) = np.unique(found["losses"])
+        return int(version)
+
+
 class State:
     """An unfinished restoration."""
 
@@ -188,8 +206,8 @@ def numbered_prior(version):
     return seeded.prior(smallest, seed=version, name=str(version))
 
 
-KINDS = (Image, Record, Result, NewResult, Trace, State, ConvertedPrior, Download)
-REPLACED = (Image, Record, Result, State, ConvertedPrior)
+KINDS = (Image, Record, Result, NewResult, Trace, Run, State, ConvertedPrior, Download)
+REPLACED = (Image, Record, Result, Run, State, ConvertedPrior)
 
 
 def photo():

@@ -1,0 +1,600 @@
+"""The paper's figures, each with a text that says whether its claim is seen here.
+
+A claim is a pure function of the numbers of a run, with its threshold beside it. Curves
+are those of the first picture and seed; the text counts all of them.
+"""
+
+import importlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diip_jax import degradations, images, metrics, stopping, storage
+from diip_jax.bench import cells, methods, run, stops, tables, traces
+from diip_jax.bench.cells import Cell, Store
+from diip_jax.bench.run import Options
+from diip_jax.bench.traces import Image, Observe, Subject, Trace
+from diip_jax.photos import reference
+from diip_jax.prior import Prior
+
+STRIPS = ("denoise", "jpeg", "gaussian_blur")  # of Fig. 3
+LEVELS = (0.05, 0.1, 0.2, 0.3)  # of Fig. 4: deviations of Gaussian noise, in [0, 1]
+NOISY = 0.2  # of Fig. 6
+GRIDS = {  # figures of pictures before and after
+    "fig2": ("denoise", "sr4", "gaussian_blur", "jpeg", "deformation", "water"),
+    "fig5": ("denoise", "sr4"),
+    "fig7": ("deformation", "jpeg", "water"),
+}
+SHOWN = {
+    "fig2": "restorations of several degradations",
+    "fig5": "structured degradations",
+    "fig7": "unstructured degradations",
+}
+BOTH = ("diip-paper", "diip")  # methods that these compare
+NUM_STRIPS = 7  # iterates that a strip shows
+
+
+# The claims.
+
+MARGIN = 0.5  # dB: PSNR has risen or fallen
+NEAR, NEAREST = 0.2, 10  # of the iteration of the PSNR maximum; iterations
+WINDOW = 9  # iterations, of the running median that claims look at
+SHORT = (
+    f"- A run cannot tell if its PSNR has not fallen by {MARGIN:g} dB since the "
+    "maximum, and did not go on after it for as long again: it may be too short."
+)
+
+
+class Regimes(NamedTuple):
+    """How the PSNR of a run went (Sec. 3.3, first observation).
+
+    Attributes:
+        best: iteration of the highest PSNR.
+        rise: from the first iterate to that one, in dB.
+        fall: from that one to the last iterate, in dB.
+        seen: both are at least `MARGIN`: the run approached the clean image, and then
+            went away from it. None where it may have been too short to tell: it has
+            not fallen by `MARGIN` since `best`, which is in its second half.
+    """
+
+    best: int
+    rise: float
+    fall: float
+    seen: bool | None
+
+
+def regimes(psnrs: np.ndarray) -> Regimes:
+    """Tell whether a run had two regimes.
+
+    Args:
+        psnrs: of each iterate against the clean image, in dB, (K,).
+    """
+    smooth = running_median(psnrs)
+    best = int(np.argmax(smooth))
+    rise, fall = float(smooth[best] - psnrs[0]), float(smooth[best] - smooth[-1])
+    is_short = fall < MARGIN and best > len(psnrs) / 2
+    return Regimes(best, rise, fall, None if is_short else min(rise, fall) >= MARGIN)
+
+
+class Slope(NamedTuple):
+    """Where the slope was smallest, and where the image was best (Sec. 3.4.2).
+
+    Attributes:
+        smallest: iteration of the smallest normalised decrease of the loss.
+        best: iteration of the highest PSNR.
+        seen: they differ by a fifth of `best`, or by ten iterations, at most; None
+            where the run did not have two regimes, and nothing can be told.
+    """
+
+    smallest: int
+    best: int
+    seen: bool | None
+
+
+def slope(losses: np.ndarray, psnrs: np.ndarray) -> Slope:
+    """Compare the minimum of the slope with the maximum of the PSNR.
+
+    Args:
+        losses: E(z^k; y), (K,).
+        psnrs: of the iterates, in dB, (K,).
+    """
+    smallest = 1 + int(np.nanargmin(running_median(decreases(losses)[1:])))
+    best, _, _, has_maximum = regimes(psnrs)
+    near = abs(smallest - best) <= max(NEAR * best, NEAREST)
+    return Slope(smallest, best, near if has_maximum else None)
+
+
+class Sharpness(NamedTuple):
+    """How the sharpness of a run went after the transient (Sec. 3.4.1).
+
+    Attributes:
+        change: of the last iterate from the sharpest one since the transient, as a
+            fraction.
+        falls: it has lost a tenth, as for `criterion="robust"`.
+    """
+
+    change: float
+    falls: bool
+
+
+def sharpness(sharpnesses: np.ndarray, k_min: int) -> Sharpness:
+    """Tell whether the sharpness falls after the transient.
+
+    Args:
+        sharpnesses: sigma^2[k], (K,).
+        k_min: iterations of the transient; fewer than K.
+    """
+    smooth = running_median(sharpnesses[k_min:])
+    change = float(smooth[-1] / smooth.max() - 1)
+    return Sharpness(change, change <= math.exp(-stopping.DROP) - 1)
+
+
+def decreases(losses: np.ndarray) -> np.ndarray:
+    """Return -Delta_k of Eq. (4), (K,); NaN for the first iteration."""
+    falls = (losses[:-1] - losses[1:]) / losses[:-1]
+    return np.concatenate([[np.nan], falls])
+
+
+def running_median(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Return the median around each value, of fewer values at the ends.
+
+    Args:
+        values: (K,).
+        window: how many values, odd.
+    """
+    half = window // 2
+    around = (values[max(k - half, 0) : k + half + 1] for k in range(len(values)))
+    return np.array([np.median(part) for part in around])
+
+
+# The runs.
+
+
+def noisy(sigma: float) -> Observe:
+    """Return what makes subjects with Gaussian noise, clipped to [0, 1].
+
+    Args:
+        sigma: standard deviation of the noise, in [0, 1].
+    """
+    task = f"noise{sigma:g}"
+
+    def observe(image: Image, seed: int) -> Subject:
+        name, clean = image
+        draw, _ = traces.keys(task, clean, seed)
+        y = degradations.gaussian_noise(clean, draw, sigma).astype(np.float32)
+        return Subject(task, name, seed, clean, y, sigma)
+
+    return observe
+
+
+def sharp(image: Image, seed: int) -> Subject:
+    """Return the subject that nothing happened to."""
+    name, clean = image
+    return Subject("sharp", name, seed, clean, clean.astype(np.float32), 0.0)
+
+
+def runs(
+    name: str,
+    observers: Mapping[str, Observe],
+    prior: Prior,
+    pictures: Sequence[Image],
+    output: Path,
+    options: Options,
+) -> dict[str, list[Trace]]:
+    """Return the runs of a figure by the label of their degradation.
+
+    Args:
+        name: of the figure, for the progress.
+        observers: what degrades, by label.
+        prior: the frozen model.
+        pictures: names and clean pictures.
+        output: folder of figures; runs are kept below it.
+        options: how it is to be made.
+    """
+    config, folder = stops.settings(options), output / traces.FOLDER
+    found = {}
+    for label, observe in observers.items():
+        shown = options.progress(pictures, f"{name}: {label}")
+        found[label] = list(
+            traces.followed(prior, observe, shown, options.seeds, folder, config)
+        )
+    return found
+
+
+# Figure 3.
+
+
+def fig3(
+    prior: Prior, images: Sequence[Image], output: Path, options: Options
+) -> list[Path]:
+    """Draw Fig. 3, iterates of each degradation; return its files.
+
+    Args:
+        prior: the frozen model.
+        images: names and clean pictures, (H, W, 3) in [0, 1].
+        output: folder of figures; the runs are kept in a folder below it.
+        options: how it is to be made.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        TraceError: the file of a run holds something else.
+        OSError: a file cannot be read or written.
+    """
+    check_installed()
+    observers = {task: traces.task(task) for task in STRIPS}
+    found = runs("fig3", observers, prior, images, output, options)
+    picture = strips({label: own[0] for label, own in found.items()})
+    text = [regimes_text(label, own) for label, own in found.items()] + [SHORT]
+    claim = "two regimes, a clean image first, whatever the degradation"
+    top = stops.head(options, prior, len(images))
+    return written(output, "fig3", claim, top, picture, text)
+
+
+def shown_iterations(psnrs: np.ndarray, count: int = NUM_STRIPS) -> list[int]:
+    """Return the iterations of a strip: evenly spaced in log k, and the best one."""
+    spaced = np.rint(np.geomspace(1, len(psnrs), count)).astype(int) - 1
+    return sorted({*spaced.tolist(), regimes(psnrs).best})
+
+
+def strips(found: Mapping[str, Trace]) -> bytes:
+    """Return Fig. 3 as PNG: a row of iterates for each degradation."""
+    rows = [panels(label, trace) for label, trace in found.items()]
+    columns = max(len(row) for row in rows)
+    figure = blank(1.25 * columns, 1.6 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        show(axes, row)
+    return png(figure)
+
+
+def panels(label: str, trace: Trace) -> list[tuple[str, np.ndarray]]:
+    """Return the titled pictures of a strip."""
+    best, subject = regimes(trace.psnrs).best, trace.subject
+    psnr = metrics.psnr(subject.clean, subject.degraded)
+    pictures = [(f"{label}: y\n{psnr:.1f} dB", subject.degraded)]
+    for k in shown_iterations(trace.psnrs):
+        note = f"{'best, ' if k == best else ''}k = {k}"
+        pictures.append((f"{note}\n{trace.psnrs[k]:.1f} dB", trace.images[k]))
+    return [*pictures, ("clean\n", subject.clean)]
+
+
+def regimes_text(label: str, found: Sequence[Trace]) -> str:
+    """Return the sentence on the two regimes of a degradation."""
+    seen = [regimes(trace.psnrs) for trace in found]
+    gains = [
+        gain(trace.subject, trace.images[int(np.argmax(trace.psnrs))] / 255)
+        for trace in found
+    ]
+    return (
+        f"- {label}: two regimes {verdict([r.seen for r in seen])}: PSNR rises by "
+        f"{span([r.rise for r in seen], 'dB')} up to iteration "
+        f"{span([r.best for r in seen])} and then falls by "
+        f"{span([r.fall for r in seen], 'dB')} (at least {MARGIN:g} dB each are asked "
+        f"for). PSNR of the best iterate minus that of y: {span(gains, 'dB')}."
+    )
+
+
+# Figure 4.
+
+
+def fig4(
+    prior: Prior, images: Sequence[Image], output: Path, options: Options
+) -> list[Path]:
+    """Draw Fig. 4, slope and PSNR of several levels of noise; as `fig3`."""
+    check_installed()
+    observers = {f"sigma = {level:g}": noisy(level) for level in LEVELS}
+    found = runs("fig4", observers, prior, images, output, options)
+    picture = slopes({label: own[0] for label, own in found.items()})
+    text = [slope_text(label, own) for label, own in found.items()] + [SHORT]
+    claim = "the slope is smallest where the PSNR is highest"
+    top = stops.head(options, prior, len(images))
+    return written(output, "fig4", claim, top, picture, text)
+
+
+def slopes(found: Mapping[str, Trace]) -> bytes:
+    """Return Fig. 4 as PNG: the normalised decrease, and the PSNR."""
+    figure = blank(10, 4)
+    left, right = figure.subplots(1, 2)
+    for label, trace in found.items():
+        smallest, best, _ = slope(trace.losses, trace.psnrs)
+        decrease = np.full(len(trace.losses), np.nan)
+        decrease[1:] = running_median(decreases(trace.losses)[1:])
+        marked = {"marker": "o", "markersize": 5, "linewidth": 1.2}
+        left.plot(decrease, label=label, markevery=[smallest], **marked)
+        right.plot(trace.psnrs, label=label, markevery=[best], **marked)
+    left.set_yscale("log", nonpositive="mask")
+    left.set(xlabel="iteration", ylabel="normalised decrease of the loss", title="(a)")
+    right.set(xlabel="iteration", ylabel="PSNR in dB", title="(b)")
+    right.legend()
+    return png(figure)
+
+
+def slope_text(label: str, found: Sequence[Trace]) -> str:
+    """Return the sentence on slope and PSNR at a level of noise."""
+    seen = [slope(trace.losses, trace.psnrs) for trace in found]
+    distances = [s.smallest - s.best for s in seen]
+    return (
+        f"- {label}: the minimum of the slope at the maximum of the PSNR "
+        f"{verdict([s.seen for s in seen])}: PSNR is highest at iteration "
+        f"{span([s.best for s in seen])}, the slope is smallest {span(distances)} "
+        f"iterations after it ({NEAR:.0%} of the former, or {NEAREST}, are allowed)."
+    )
+
+
+# Figure 6.
+
+
+def fig6(
+    prior: Prior, images: Sequence[Image], output: Path, options: Options
+) -> list[Path]:
+    """Draw Fig. 6, the sharpness of sharp, noisy and blurred inputs; as `fig3`."""
+    check_installed()
+    observers = {
+        "sharp": sharp,
+        "noisy": noisy(NOISY),
+        "blurred": traces.task("gaussian_blur"),
+    }
+    found = runs("fig6", observers, prior, images, output, options)
+    k_min = int(stops.settings(options).k_min)
+    picture = sharpness_curves({label: own[0] for label, own in found.items()}, k_min)
+    text = sharpness_text(found, k_min)
+    claim = "the sharpness falls for blurred inputs alone"
+    top = stops.head(options, prior, len(images))
+    return written(output, "fig6", claim, top, picture, text)
+
+
+def sharpness_curves(found: Mapping[str, Trace], k_min: int) -> bytes:
+    """Return Fig. 6 as PNG: the variance of the Laplacian against the iteration."""
+    figure = blank(6, 4)
+    axes = figure.subplots()
+    for label, trace in found.items():
+        axes.plot(trace.sharpnesses, label=label, linewidth=1.2)
+    axes.axvline(k_min, color="grey", linewidth=0.8, linestyle=":", label="k_min")
+    axes.set(xlabel="iteration", ylabel="variance of the Laplacian", yscale="log")
+    axes.legend()
+    return png(figure)
+
+
+def sharpness_text(found: Mapping[str, Sequence[Trace]], k_min: int) -> list[str]:
+    """Return the sentences on the sharpness of each kind of input."""
+    lines, as_claimed = [], []
+    for label, own in found.items():
+        seen = [sharpness(trace.sharpnesses, k_min) for trace in own]
+        changes = span([100 * s.change for s in seen], "%")
+        count = sum(s.falls for s in seen)
+        lines.append(
+            f"- {label}: the sharpness falls in {count} of {len(seen)} runs; at the "
+            f"end it is {changes} from its maximum since iteration {k_min} (a fall is "
+            "a tenth)."
+        )
+        as_claimed += [s.falls == (label == "blurred") for s in seen]
+    return [*lines, f"- As the paper says {verdict(as_claimed)}."]
+
+
+# Figures 2, 5 and 7.
+
+
+class Pair(NamedTuple):
+    """A subject restored in both ways, each (H, W, 3) in [0, 1]."""
+
+    subject: Subject
+    paper: np.ndarray
+    default: np.ndarray
+
+
+def grids(
+    prior: Prior, images: Sequence[Image], output: Path, options: Options
+) -> list[Path]:
+    """Draw Figs. 2, 5 and 7, pictures before and after; as `fig3`.
+
+    The restored pictures are those of the cells of Tables 4 and 5; cells that are not
+    there are computed.
+
+    Raises:
+        CellsError: the file of cells holds something else.
+    """
+    check_installed()
+    files, top = [], tables.head(options, prior, len(images))
+    for name, chosen in GRIDS.items():
+        found = cells_of(name, chosen, prior, images, output, options)
+        pairs, failed = restored(found, images, output)
+        picture = before_and_after({task: own[0] for task, own in pairs.items()})
+        text = [gains_text(task, own) for task, own in pairs.items()]
+        files += written(output, name, SHOWN[name], top, picture, text + failed)
+    return files
+
+
+def cells_of(
+    name: str,
+    chosen: Sequence[str],
+    prior: Prior,
+    pictures: Sequence[Image],
+    output: Path,
+    options: Options,
+) -> list[Cell]:
+    """Return the cells of both restorations, computed where they are not there.
+
+    Args:
+        name: of the figure, for the progress.
+        chosen: names of tasks.
+        prior: the frozen model.
+        pictures: names and clean pictures.
+        output: folder of the cells.
+        options: how the figure is to be made.
+    """
+    plan = run.Plan(
+        tasks={task: methods.pose(task) for task in chosen},
+        methods={method: methods.METHODS[method] for method in BOTH},
+        images=pictures,
+        seeds=options.seeds,
+        quick=options.quick,
+    )
+    store = Store(output)
+    perceptual = reference.perceptual_metric("alex")
+    tally = run.run(prior, plan, store, perceptual, options, name)
+    return store.chosen(tally.names)
+
+
+def restored(
+    found: Sequence[Cell], pictures: Sequence[Image], output: Path
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Return pairs by task, and a line for each kind of failure.
+
+    Args:
+        found: cells of both restorations.
+        pictures: names and clean pictures.
+        output: folder of the cells.
+    """
+    clean = {cells.digest(picture): (name, picture) for name, picture in pictures}
+    restorations: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
+    failed = []
+    for cell in found:
+        name = cell.name
+        if cell.picture is None:
+            failed.append(f"- failed: {name.method} on {name.task}: {cell.error}")
+            continue
+        own = restorations.setdefault((name.task, name.digest, name.seed), {})
+        own[name.method] = images.read(output / cell.picture).rgb
+    pairs: dict[str, list[Pair]] = {}
+    for (task, digest, seed), own in restorations.items():
+        if len(own) == len(BOTH):
+            subject = traces.task(task)(clean[digest], seed)
+            pair = Pair(subject, *(own[method] for method in BOTH))
+            pairs.setdefault(task, []).append(pair)
+    return pairs, list(dict.fromkeys(failed))
+
+
+def before_and_after(found: Mapping[str, Pair]) -> bytes:
+    """Return a row for each task as PNG: degraded, restored twice, clean."""
+    figure = blank(6.4, 0.2 + 1.8 * len(found))
+    grid = figure.subplots(max(len(found), 1), 4, squeeze=False)
+    for axes in grid[len(found) :]:
+        show(axes, [])
+    for axes, (task, pair) in zip(grid, found.items(), strict=False):
+        clean = pair.subject.clean
+        named = {task: pair.subject.degraded, "DIIP, paper": pair.paper}
+        named |= {"DIIP, default": pair.default}
+        panels = [
+            (f"{name}\n{metrics.psnr(clean, image):.1f} dB", image)
+            for name, image in named.items()
+        ]
+        show(axes, [*panels, ("clean\n", clean)])
+    return png(figure)
+
+
+def gains_text(task: str, found: Sequence[Pair]) -> str:
+    """Return the sentence on what both restorations gain on a task."""
+    parts = []
+    for title in ("paper", "default"):
+        gains = [gain(pair.subject, getattr(pair, title)) for pair in found]
+        better = sum(g > 0 for g in gains)
+        parts.append(
+            f"DIIP, {title}, is better than y in {better} of {len(gains)} pictures, "
+            f"by {span(gains, 'dB')}"
+        )
+    return f"- {task}: {'; '.join(parts)}."
+
+
+def gain(subject: Subject, image: np.ndarray) -> float:
+    """Return by how many dB an image is better than y."""
+    before = metrics.psnr(subject.clean, subject.degraded)
+    return metrics.psnr(subject.clean, image) - before
+
+
+# Words and files.
+
+
+def verdict(seen: Sequence[bool | None]) -> str:
+    """Return in words in how many runs a claim is seen.
+
+    Args:
+        seen: of each run; None where it cannot tell.
+    """
+    told = [one for one in seen if one is not None]
+    count, untold = sum(told), len(seen) - len(told)
+    if not told:
+        return f"**cannot be judged** ({untold} runs cannot tell)"
+    word = "seen" if count == len(told) else "partly seen" if count else "not seen"
+    apart = f", {untold} more cannot tell" if untold else ""
+    return f"**{word}** ({count} of {len(told)} runs{apart})"
+
+
+def span(numbers: Sequence[float], unit: str = "") -> str:
+    """Return numbers as their median, with their range where there are several.
+
+    Args:
+        numbers: at least one.
+        unit: "dB", "%" or nothing for whole numbers.
+    """
+    form = "{:.1f}" if unit == "dB" else "{:.0f}"
+    text = form.format(np.median(numbers))
+    if len(numbers) > 1:
+        low, high = (form.format(bound(numbers)) for bound in (min, max))
+        text = f"{text} ({low} to {high})"
+    return f"{text} {unit}".rstrip()
+
+
+def check_installed() -> None:
+    """Find out before any run whether figures can be drawn.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    importlib.import_module("matplotlib.figure")
+
+
+def blank(width: float, height: float) -> Any:
+    """Return a figure of this size in inches; no window is ever opened."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def show(axes: Sequence[Any], panels: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Show titled pictures in a row of axes; the rest stay empty."""
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes, panels, strict=False):
+        pixels = image if image.dtype == np.uint8 else images.to_uint(image, 8)
+        axis.imshow(pixels, interpolation="nearest")
+        axis.set_title(title, fontsize=7)
+
+
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def written(
+    output: Path,
+    name: str,
+    claim: str,
+    top: Sequence[str],
+    picture: bytes,
+    text: Sequence[str],
+) -> list[Path]:
+    """Write a figure and the text under it; return both files.
+
+    Args:
+        output: folder, made where there is none.
+        name: of the files.
+        claim: what the paper says.
+        top: of `tables.head`.
+        picture: PNG file.
+        text: what is seen.
+    """
+    title = f"# Figure {name.removeprefix('fig')}: {claim}"
+    parts = [title, f"![{name}]({name}.png)", "\n".join(text), "\n".join(top)]
+    output.mkdir(parents=True, exist_ok=True)
+    files = [
+        (output / f"{name}.png", picture),
+        (output / f"{name}.md", ("\n\n".join(parts) + "\n").encode()),
+    ]
+    storage.write_together(files)
+    return [path for path, _ in files]
