@@ -18,6 +18,7 @@ from diip_jax import ddim
 from diip_jax.bench.baselines import dps
 from diip_jax.bench.baselines.ddrm import answer
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 
 TITLE = "BlindDPS (no kernel prior)"
@@ -55,7 +56,7 @@ def restore(
     y: jax.Array,
     key: jax.Array,
     config: Config = DEFAULT,
-    operator: None = None,
+    operator: Operator | None = None,
 ) -> Restored:
     """Restore a photo with an unknown blur.
 
@@ -135,7 +136,7 @@ def blur(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.moveaxis(blurred[:, 0], 0, -1)
 
 
-def check(method: str, kernel_size: int, operator: object) -> None:
+def check(method: str, kernel_size: int, operator: Operator | None) -> None:
     """Reject what a method with an unknown kernel cannot use.
 
     Raises:

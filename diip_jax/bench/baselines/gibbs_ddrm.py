@@ -24,7 +24,7 @@ from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddrm
 from diip_jax.bench.baselines.blind_dps import check
 from diip_jax.bench.baselines.restored import Restored
-from diip_jax.bench.operators import Convolution
+from diip_jax.bench.operators import Convolution, Operator
 from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
 
@@ -86,7 +86,7 @@ def restore(
     y: jax.Array,
     key: jax.Array,
     config: Config = DEFAULT,
-    operator: None = None,
+    operator: Operator | None = None,
 ) -> Restored:
     """Restore a photo with an unknown blur.
 
