@@ -34,7 +34,7 @@ class Config:
 
     sigma: float | jax.Array = 0.02  # the task's
     eta: float | jax.Array = 0.85  # certain: paper and released code
-    # inferred: the released code's 0.03, for another blur, leaves 8 times sigma_y here
+    # inferred: the released code's 0.03, for another blur, leaves 6 times sigma_y here
     rank: float | jax.Array = 0.1
     num_steps: int = struct.field(pytree_node=False, default=100)  # certain: code
 

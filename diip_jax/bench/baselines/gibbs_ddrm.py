@@ -66,7 +66,7 @@ class Config:
     kernel_size: int = struct.field(pytree_node=False, default=13)
     num_steps: int = struct.field(pytree_node=False, default=100)  # certain
     # inferred: the source has 0.7 for 256 x 256. A photo of a quarter of that side is
-    # known as well at a quarter of that noise level, which is here.
+    # known as well at about a quarter of that noise level, which is here.
     start: float = struct.field(pytree_node=False, default=0.45)
     rounds: int = struct.field(pytree_node=False, default=3)  # certain, as below
     langevin_steps: int = struct.field(pytree_node=False, default=500)

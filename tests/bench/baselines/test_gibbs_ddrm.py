@@ -216,3 +216,6 @@ def test_bad_input_is_told_in_one_line(key):
     even = Config(kernel_size=4)
     with pytest.raises(ValueError, match="kernel_size is 4; use an odd number"):
         gibbs_ddrm.restore(prior, y, key, even)
+    operator = operators.identity((8, 8))
+    with pytest.raises(ValueError, match="estimates the degradation; give no operator"):
+        gibbs_ddrm.restore(prior, y, key, operator=operator)
