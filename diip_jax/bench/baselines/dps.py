@@ -1,0 +1,198 @@
+"""DPS (Chung et al., 2023): ancestral sampling, pulled towards y at each step.
+
+Letters are the paper's: x'_{i-1} of Algorithm 1 is a step of the DDPM, and
+x_{i-1} = x'_{i-1} - zeta grad ||y - A x_0(x_i)||, through the network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from diip_jax import ddim
+from diip_jax.bench import operators
+from diip_jax.bench.baselines.ddrm import answer, check_size
+from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.operators import Operator
+from diip_jax.prior import Prior, network, noise_predictor
+from diip_jax.schedule import ddim_timesteps
+
+# eps and v, each (H, W, 3): v in [-1, 1] places the logarithm of the variance between
+# the schedule's two bounds, Eq. (15) of Nichol & Dhariwal (2021).
+PredictStep = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
+SOURCE_ENTRIES = 3 * 256**2  # of the images that zeta was chosen for
+
+
+@struct.dataclass
+class Config:
+    """Settings of DPS.
+
+    Attributes:
+        zeta: step size towards y, for images of 256 x 256 pixels (`rescaled`).
+        num_steps: steps, evaluations of the network and gradients through it.
+    """
+
+    zeta: float | jax.Array = 0.3  # certain: released code, deblurring and SR of faces
+    num_steps: int = struct.field(pytree_node=False, default=1000)  # certain
+
+
+DEFAULT = Config()
+# inferred: the paper's range of 0.3 to 1, and beyond it, for a smaller network
+GRID: Mapping[str, Sequence[float]] = {"zeta": (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0)}
+
+
+def restore(
+    prior: Prior,
+    y: jax.Array,
+    key: jax.Array,
+    config: Config = DEFAULT,
+    operator: Operator | None = None,
+) -> Restored:
+    """Restore a measurement of a known operator.
+
+    Args:
+        prior: the frozen model.
+        y: measurement, (h, w, 3) in [0, 1].
+        key: for the noise.
+        config: the settings.
+        operator: the degradation A.
+
+    Raises:
+        ValueError: there is no operator, or the prior does not take its images.
+    """
+    operator = operators.known(operator, "DPS")
+    predict_step, steps = bind(prior, operator.size, config.num_steps)
+    y = operators.to_prior_range(operator, y)
+    x = sample(predict_step, steps, y, key, config, operator)
+    return answer(x, evaluations=config.num_steps, gradients=config.num_steps)
+
+
+def sample(
+    predict_step: PredictStep,
+    steps: ddim.Steps,
+    y: jax.Array,
+    key: jax.Array,
+    config: Config,
+    operator: Operator,
+) -> jax.Array:
+    """Return the image, (H, W, 3), everything in the prior's range.
+
+    Args:
+        predict_step: predictor of noise and variance.
+        steps: its steps.
+        y: measurement, (h, w, 3).
+        key: for the noise.
+        config: the settings.
+        operator: the degradation A.
+    """
+    shape = (*operator.size, 3)
+    zeta = rescaled(config.zeta, shape)
+    keys = jax.random.split(key, len(steps.alpha_bar) + 1)
+
+    def step(x: jax.Array, now: tuple[ddim.Steps, jax.Array]):
+        level, key = now
+
+        def distance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x_0, x_next = ancestral(predict_step, x, level, key)
+            return norm(y - operator.apply(x_0)), x_next
+
+        gradient, x_next = jax.grad(distance, has_aux=True)(x)
+        return x_next - zeta * gradient, None
+
+    x = jax.random.normal(keys[0], shape)
+    return lax.scan(step, x, (steps, keys[1:]))[0]
+
+
+def ancestral(
+    predict_step: PredictStep, x: jax.Array, now: ddim.Steps, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return x_0 as predicted, in [-1, 1], and a draw of x_{i-1}, each (H, W, 3).
+
+    Eq. (6) and (7) of Ho et al. (2020) for any spacing of the steps. The last step
+    draws nothing.
+
+    Args:
+        predict_step: predictor of noise and variance.
+        x: x_i.
+        now: a single entry of `Steps`.
+        key: for the noise.
+    """
+    alpha_bar, alpha_bar_prev = now.alpha_bar, now.alpha_bar_prev
+    eps, v = predict_step(x, now.conditioning)
+    x_0 = (x - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar)
+    x_0 = ddim.clip(x_0)
+    alpha = alpha_bar / alpha_bar_prev
+    of_x_0 = jnp.sqrt(alpha_bar_prev) * (1 - alpha) / (1 - alpha_bar)
+    of_x = jnp.sqrt(alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    smallest = (1 - alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    # beta^w smallest^(1 - w), which is 0 in the last step as `smallest` is.
+    ratio = (1 - alpha_bar) / jnp.maximum(1 - alpha_bar_prev, 1e-12)
+    deviation = jnp.sqrt(smallest) * ratio ** ((v + 1) / 4)
+    return x_0, of_x_0 * x_0 + of_x * x + deviation * jax.random.normal(key, x.shape)
+
+
+def bind(
+    prior: Prior, size: tuple[int, int], num_steps: int
+) -> tuple[PredictStep, ddim.Steps]:
+    """Return a prior's predictor of noise and variance, and its steps.
+
+    Args:
+        prior: the frozen model. Without a learned variance the schedule's smaller
+            bound, that of the posterior, is its variance.
+        size: height and width of the images.
+        num_steps: "leading" timesteps, the last of which is 0.
+
+    Raises:
+        ValueError: the prior does not take such images, or has fewer timesteps.
+    """
+    check_size(prior, size)
+    length = prior.card.schedule.num_train_timesteps
+    timesteps = ddim_timesteps(num_steps, length)
+    predict_noise, steps = noise_predictor(prior, prior.card.preset, timesteps)
+    if getattr(prior.card.architecture, "learn_sigma", False):
+        return _with_learned_variance(prior), steps
+
+    def predict_step(x: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
+        return predict_noise(x, conditioning), -jnp.ones_like(x)
+
+    return predict_step, steps
+
+
+def _with_learned_variance(prior: Prior) -> PredictStep:
+    """Return the predictor that also reads the channels that the UNet drops."""
+    unet = network(prior.card, prior.card.preset)
+    variables = {"params": prior.params}
+
+    def predict_step(x: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
+        applied: Any = unet.apply(
+            variables,
+            x[None],
+            conditioning,
+            capture_intermediates=lambda module, _: module.name == "out_2",
+            mutable=["intermediates"],
+        )
+        eps, kept = applied
+        (output,) = kept["intermediates"]["out_2"]["__call__"]
+        return eps[0], output[0, ..., 3:]
+
+    return predict_step
+
+
+def norm(r: jax.Array) -> jax.Array:
+    """Return ||r||, whose gradient at 0 is 0."""
+    squared = jnp.sum(jnp.square(r))
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
+
+
+def rescaled(zeta: float | jax.Array, shape: tuple[int, int, int]) -> float | jax.Array:
+    """Return the step size for images of a shape, given that for 256 x 256.
+
+    The gradient of a norm has a norm of about 1 whatever the size, so that a pixel
+    moves by zeta / sqrt(N).
+    """
+    return zeta * np.sqrt(np.prod(shape) / SOURCE_ENTRIES)
