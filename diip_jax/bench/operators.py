@@ -165,20 +165,18 @@ def identity(size: tuple[int, int]) -> Separable:
 
 def gaussian_blur(size: tuple[int, int], sigma: float) -> Separable:
     """Return `degradations.gaussian_blur` of images of this height and width."""
-    height, width = size
-    return separable(_blur_matrix(height, sigma), _blur_matrix(width, sigma))
+    rows, columns = (degradations.blur_matrix(side, sigma) for side in size)
+    return separable(rows, columns)
 
 
 def super_resolution(size: tuple[int, int], factor: int = 4) -> Separable:
-    """Return the shrinking half of `degradations.super_resolution`.
+    """Return `degradations.downsample` of images of this height and width.
 
-    Args:
-        size: height and width of the large images.
-        factor: every factor-th pixel of the blurred image is kept.
+    Raises:
+        ValueError: a side is no multiple of the factor.
     """
-    first = (factor - 1) // 2
-    height, width = (_blur_matrix(side, factor / 4)[first::factor] for side in size)
-    return separable(height, width)
+    rows, columns = (degradations.sampling_matrix(side, factor) for side in size)
+    return separable(rows, columns)
 
 
 def convolution(kernel: jax.Array, size: tuple[int, int]) -> Convolution:
@@ -244,10 +242,3 @@ def _decompose(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     missing = max(n - m, 0)
     u = np.pad(u[:, : min(m, n)], [(0, 0), (0, missing)])
     return u, np.pad(s, (0, missing)), v_transposed.T
-
-
-def _blur_matrix(side: int, sigma: float) -> np.ndarray:
-    """Return the matrix, (side, side), that blurs one axis of an image."""
-    # Each unit vector is a channel of an image of one column, whose blur along its
-    # other axis changes nothing.
-    return degradations.gaussian_blur(np.eye(side)[:, None], sigma)[:, 0]

@@ -42,7 +42,7 @@ def test_blur_knows_the_edges_of_the_degradation():
     window /= window.sum()
     actual = blind_dps.blur(x, jnp.float32(np.outer(window, window)))
     # the degradation has a radius of 3 at a deviation of 0.8
-    expected = degradations.gaussian_blur(x, 0.8)
+    expected = degradations.gaussian_blur(x, sigma=0.8)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
