@@ -38,11 +38,11 @@ INSIDE = {
         *("loop", "__main__"),
     ],
     "bench": [
-        *("", "baselines", "baselines.restored", "operators"),
+        *("", "baselines", "baselines.restored", "operators", "baselines.forms"),
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
         *("baselines.gibbs_ddrm", "tasks", "rivals", "traces", "stops", "methods"),
-        *("cells", "run", "tables", "figures", "__main__"),
+        *("cells", "run", "tune", "tables", "figures", "__main__"),
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
