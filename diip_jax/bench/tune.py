@@ -31,7 +31,7 @@ from diip_jax.prior import Prior, PriorError, load
 
 SCHEMA = "diip.tune/1"
 MOST = 8  # combinations of a method
-METHODS: Mapping[str, ModuleType] = {
+METHODS: dict[str, ModuleType] = {
     "dip": dip,
     "dreamclean": dreamclean,
     "bird": bird,

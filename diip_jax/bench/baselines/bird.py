@@ -10,6 +10,7 @@ Origins of the constants: [c] certain, read in the released code or the paper; [
 inferred or chosen here.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,13 +71,13 @@ def config_for(task: str, side: int) -> Config | None:
         side: of the pictures in pixels.
     """
     if task.startswith("sr"):
-        return SR.replace(factor=int(task.removeprefix("sr")))
+        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
     if task in ("denoise", "gaussian_noise"):
         return DENOISE
     if task not in ("gaussian_blur", "motion_blur"):
         return None
     odd = 2 * round((DEBLUR.kernel_size * side / 256 - 1) / 2) + 1
-    return DEBLUR.replace(kernel_size=max(odd, 3))
+    return dataclasses.replace(DEBLUR, kernel_size=max(odd, 3))
 
 
 class State(NamedTuple):

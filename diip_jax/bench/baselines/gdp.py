@@ -13,6 +13,7 @@ Origins of the constants: [c] certain, read in the released code; [i] inferred o
 chosen here.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def config_for(task: str, side: int) -> Config | None:
     """
     del side
     if task.startswith("sr"):
-        return SR.replace(factor=int(task.removeprefix("sr")))
+        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
     if task in ("denoise", "gaussian_noise"):
         return DENOISE
     return DEBLUR if task in ("gaussian_blur", "motion_blur") else None

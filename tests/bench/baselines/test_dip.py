@@ -10,7 +10,8 @@ from diip_jax.bench.baselines import dip
 from diip_jax.bench.baselines.dip import Config
 from helpers import seeded
 
-TINY = Config(channels=(8, 8), skips=(4, 0), input_channels=4, iterations=5)
+TINY = Config(channels=(8, 8), skips=(4, 0), input_channels=4)
+FLAT = Config(channels=(8,), skips=(0,), input_channels=4, iterations=4)
 
 
 def weights_of(config, key, side=16):
@@ -106,7 +107,7 @@ def test_weights_start_as_pytorchs(key):
 
 
 def loop(y, key, config):
-    """Follow the released loop, one iteration after another; return all answers."""
+    """Follow the released loop; return the outputs' mean and how often they fell."""
     network = dip.Skip(config.channels, config.skips)
     z_key, theta_key, jitter_key = jax.random.split(key, 3)
     shape = (*y.shape[:2], config.input_channels)
@@ -135,28 +136,27 @@ def loop(y, key, config):
             last_theta, last_psnr = theta, psnr
         updates, opt_state = optimizer.update(gradient, opt_state)
         theta = optax.apply_updates(theta, updates)
-    return network.apply(theta, z), mean, falls
+    return mean, falls
 
 
-@pytest.mark.parametrize("answer", ["raw", "ema"])
-def test_the_loop(key, answer):
-    """With steps so large that the PSNR falls and the weights are taken back."""
-    config = TINY.replace(iterations=8, learning_rate=0.3, fall=0.5, answer=answer)
-    y = jnp.asarray(seeded.image(16, 16))
-    raw, mean, falls = loop(y, key, config)
+def test_the_loop(key):
+    """With a limit that asks for a rise of 0.2 dB, so that weights are taken back."""
+    config = FLAT.replace(iterations=6, fall=-0.2)
+    y = jnp.asarray(seeded.image(8, 8))
+    mean, falls = loop(y, key, config)
     restored = jax.jit(dip.restore)(None, y, key, config)
-    assert falls > 0
-    expected = raw if answer == "raw" else mean
+    assert 0 < falls < 5
     # The same operations, compiled otherwise: Adam magnifies roundings of gradients.
-    np.testing.assert_allclose(restored.image, expected, atol=2e-3)
+    np.testing.assert_allclose(restored.image, mean, atol=1e-3)
     assert (restored.evaluations, restored.gradients) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_smooth_picture_is_fitted_before_its_noise(key):
     rows, columns = np.mgrid[:32, :32] / 32
     x = np.stack([rows, columns, 1 - rows], axis=-1)
     y = x + 0.15 * np.random.default_rng(0).standard_normal(x.shape)
-    config = Config(channels=(16, 16, 16), skips=(0, 0, 0), iterations=150)
+    config = Config(channels=(8, 8, 8), skips=(0, 0, 0), iterations=150)
     y = jnp.asarray(np.clip(y, 0, 1), jnp.float32)
     restored = jax.jit(dip.restore)(None, y, key, config.replace(answer="raw"))
     left, before = (np.mean((image - x) ** 2) for image in (restored.image, y))
@@ -171,7 +171,7 @@ def test_a_known_operator_and_any_size(key):
         def apply(self, x):
             return x[::2, ::2]
 
-    config = TINY.replace(iterations=60, answer="raw")
+    config = FLAT.replace(iterations=40, answer="raw")
     y = jnp.full((7, 9, 3), 0.8)
     run = jax.jit(lambda y, key: dip.restore(None, y, key, config, Halving()))
     image = run(y, key).image
@@ -179,11 +179,12 @@ def test_a_known_operator_and_any_size(key):
     assert np.mean((Halving().apply(image) - y) ** 2) < 0.01  # 0.09 at first
 
 
+@pytest.mark.slow
 def test_vmap_is_one_by_one(key):
-    y = jnp.stack([seeded.image(16, 16, seed) for seed in (0, 1)])
+    y = jnp.stack([seeded.image(8, 8, seed) for seed in (0, 1)])
     keys = jax.random.split(key)
-    together = jax.jit(jax.vmap(dip.restore, (None, 0, 0, None)))(None, y, keys, TINY)
-    alone = jax.jit(dip.restore)(None, y[1], keys[1], TINY)
+    together = jax.jit(jax.vmap(dip.restore, (None, 0, 0, None)))(None, y, keys, FLAT)
+    alone = jax.jit(dip.restore)(None, y[1], keys[1], FLAT)
     np.testing.assert_allclose(together.image[1], alone.image, atol=2e-3)  # as above
 
 
