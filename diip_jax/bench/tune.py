@@ -11,6 +11,7 @@ The record is written after every restoration. The same command goes on with it.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -24,9 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diip_jax import images, metrics, storage
+from diip_jax import canvas, images, metrics, storage
 from diip_jax.bench.baselines import bird, dip, dreamclean, gdp
 from diip_jax.compilation import compiler_options
+from diip_jax.config import PAPER
 from diip_jax.prior import Prior, PriorError, load
 
 SCHEMA = "diip.tune/1"
@@ -99,9 +101,15 @@ def sweep(
         for case in cases:
             if _place(combination, case.task, case.picture) in known:
                 continue
-            cell = {"settings": combination, "task": case.task}
-            cell |= {"picture": case.picture, "psnr": measure(combination, case)}
-            done.append(cell)
+            psnr = measure(combination, case)
+            done.append(
+                {
+                    "settings": combination,
+                    "task": case.task,
+                    "picture": case.picture,
+                    "psnr": psnr if math.isfinite(psnr) else None,
+                }
+            )
             yield done
 
 
@@ -114,7 +122,7 @@ def mean_psnr(
     settings: Mapping[str, Any],
     task: str | None = None,
 ) -> float:
-    """Return the mean PSNR of a combination, NaN where nothing was measured.
+    """Return the mean PSNR of a combination, NaN where there is none.
 
     Args:
         cells: of `sweep`.
@@ -126,7 +134,7 @@ def mean_psnr(
         for cell in cells
         if cell["settings"] == settings and task in (None, cell["task"])
     ]
-    return float(np.mean(psnrs)) if psnrs else math.nan
+    return float(np.mean(psnrs)) if psnrs and None not in psnrs else math.nan
 
 
 def best(
@@ -218,7 +226,7 @@ def earlier(path: Path, head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         cells = record.pop("cells")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TuneError(f"{path} is no record of a sweep; give another file") from error
     for name, value in head.items():
         if record.get(name) != value:
@@ -232,6 +240,57 @@ def earlier(path: Path, head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def applicable(method: ModuleType, tasks: Mapping[str, Any]) -> list[str]:
     """Return the names of the tasks that a method has settings for."""
     return [name for name in tasks if method.config_for(name, 64) is not None]
+
+
+def chosen_tasks(
+    method: ModuleType, flags: argparse.Namespace, tasks: Mapping[str, Any]
+) -> list[str]:
+    """Return the names of the tasks of a sweep.
+
+    Raises:
+        TuneError: one has no settings, or a fixed setting has no such name.
+    """
+    usable = applicable(method, tasks)
+    names = flags.tasks.split(",") if flags.tasks else usable
+    for name in names:
+        if name not in usable:
+            raise TuneError(f"task {name!r} is not one of {', '.join(usable)}")
+    fields = [field.name for field in dataclasses.fields(method.Config)]
+    for name in flags.set:
+        if name not in fields:
+            raise TuneError(f"{name!r} is not one of {', '.join(fields)}")
+    return names
+
+
+def chosen_pictures(flags: argparse.Namespace) -> list[Path]:
+    """Return the pictures of a sweep, the first by name.
+
+    Raises:
+        TuneError: there are none.
+    """
+    if flags.count < 1:
+        raise TuneError(f"count is {flags.count}; use at least 1 picture")
+    paths = sorted(flags.pictures.glob("*.png"))[: flags.count]
+    if not paths:
+        raise TuneError(f"no *.png in {flags.pictures}; give a folder of pictures")
+    return paths
+
+
+def damaged(
+    prior: Prior, tasks: Mapping[str, Any], paths: Sequence[Path], names: Sequence[str]
+) -> list[Case]:
+    """Return the cases of a sweep, all of sizes that the prior takes.
+
+    Raises:
+        TuneError: a picture does not fit the prior.
+    """
+    found = cases(tasks, paths, names)
+    for case in found:
+        try:
+            canvas.check_size(prior, PAPER, *case.x.shape[:2])
+        except ValueError as error:
+            raise TuneError(f"{case.picture}: {error}") from error
+    return found
 
 
 def tune(
@@ -249,14 +308,8 @@ def tune(
         PriorError: there is no such prior.
     """
     method = METHODS[flags.method]
-    usable = applicable(method, tasks)
-    names = flags.tasks.split(",") if flags.tasks else usable
-    for name in names:
-        if name not in usable:
-            raise TuneError(f"task {name!r} is not one of {', '.join(usable)}")
-    paths = sorted(flags.pictures.glob("*.png"))[: flags.count]
-    if not paths:
-        raise TuneError(f"no *.png in {flags.pictures}; give a folder of pictures")
+    names = chosen_tasks(method, flags, tasks)
+    paths = chosen_pictures(flags)
     grid = {k: v for k, v in method.GRID.items() if k not in flags.set}
     settings = combinations(grid)
     head = {
@@ -268,8 +321,9 @@ def tune(
         "set": flags.set,
     }
     cells, known = [], earlier(flags.json, head)
-    measure = measurer(method, load(flags.prior), flags.set)
-    for cells in sweep(measure, settings, cases(tasks, paths, names), known):
+    prior = load(flags.prior)
+    measure = measurer(method, prior, flags.set)
+    for cells in sweep(measure, settings, damaged(prior, tasks, paths, names), known):
         winner = {"best": best(cells, settings)}
         if len(cells) == len(settings) * len(paths) * len(names):
             winner["best_of_task"] = {n: best(cells, settings, n) for n in names}

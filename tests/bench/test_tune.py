@@ -1,6 +1,7 @@
 """The sweep over settings, with a method that is a formula."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import pytest
 from flax import struct
 from PIL import Image
 
+from diip_jax import bench
 from diip_jax.bench import tune
 from diip_jax.bench.baselines import bird, dip, dreamclean, gdp
 from diip_jax.bench.baselines.restored import Restored
+from helpers import seeded
 
 
 @struct.dataclass
@@ -36,7 +39,7 @@ def lighter(amount):
     )
 
 
-TASKS = {"little": lighter(0.1), "much": lighter(0.18), "odd": lighter(0.5)}
+TASKS = {"little": lighter(0.09), "much": lighter(0.18), "odd": lighter(0.5)}
 GRID = {"weight": (0.05, 0.1), "times": (1, 2)}
 
 
@@ -51,9 +54,10 @@ def method(monkeypatch):
         calls.append(args[-1])
         return restore(*args)
 
-    fake = SimpleNamespace(GRID=GRID, config_for=config_for, restore=counted)
+    fake = SimpleNamespace(GRID=GRID, Config=Config, config_for=config_for)
+    fake.restore = counted
     monkeypatch.setitem(tune.METHODS, "bird", fake)
-    monkeypatch.setattr(tune, "load", lambda name: None)
+    monkeypatch.setattr(tune, "load", lambda name: seeded.prior())
     fake.calls = calls
     return fake
 
@@ -77,11 +81,12 @@ def flags(folder, *more):
 
 def test_the_best_mean_over_tasks_wins_and_each_task_has_its_own(method, folder):
     lines = []
-    assert tune.tune(flags(folder), TASKS, lines.append) == {"weight": 0.1, "times": 1}
+    winner = tune.tune(flags(folder), TASKS, lines.append)
+    # Twice 0.05 is once 0.1: of equal ones the first in the grid.
+    assert winner == {"weight": 0.05, "times": 2}
     record = json.loads((folder / "record.json").read_text())
-    assert record["best"] == {"weight": 0.1, "times": 1}
-    # 0.05 twice is the same picture as 0.1 once: the first of the grid that is best
-    assert record["best_of_task"]["little"] == {"weight": 0.05, "times": 2}
+    assert record["best"] == winner
+    assert record["best_of_task"]["little"] == winner
     assert record["best_of_task"]["much"] == {"weight": 0.1, "times": 2}
     assert record["pictures"] == ["0", "1"]
     assert len(record["cells"]) == 4 * 2 * 2
@@ -94,9 +99,9 @@ def test_the_psnr_is_that_of_the_answer(method, folder):
     cell = next(
         c for c in record["cells"] if c["settings"] == {"weight": 0.05, "times": 1}
     )
-    # 0.1 lighter, 0.05 darker: 20 log10(1 / 0.05), y in float32
+    # 0.09 lighter, 0.05 darker, in float32
     assert cell["task"] == "little"
-    assert cell["psnr"] == pytest.approx(-20 * np.log10(0.05), abs=1e-3)
+    assert cell["psnr"] == pytest.approx(-20 * np.log10(0.04), abs=1e-3)
 
 
 def test_a_sweep_goes_on_where_it_ended(method, folder):
@@ -130,13 +135,15 @@ def test_a_fixed_setting_leaves_the_grid(method, folder):
     assert record["set"] == {"weight": 0.05}
 
 
-def test_one_line_says_what_is_wrong(method, folder, monkeypatch):
+def test_one_line_says_what_is_wrong(method, folder):
     def refused(*more):
         with pytest.raises(tune.TuneError) as error:
             tune.tune(flags(folder, *more), TASKS, str)
         return str(error.value)
 
     assert refused("--tasks", "odd") == "task 'odd' is not one of little, much"
+    assert refused("--count", "0") == "count is 0; use at least 1 picture"
+    assert refused("--set", "size=3") == "'size' is not one of weight, times"
     assert "no *.png in" in refused("--pictures", str(folder / "none"))
     tune.tune(flags(folder), TASKS, str)
     assert "is of tasks ['little', 'much'], not ['much']" in refused("--tasks", "much")
@@ -152,9 +159,22 @@ def test_what_is_not_finite_never_wins():
     settings = [{"a": 1}, {"a": 2}, {"a": 3}]
     cells = [
         {"settings": s, "task": "t", "picture": "0", "psnr": psnr}
-        for s, psnr in zip(settings, (np.nan, 20.0, 10.0), strict=True)
+        for s, psnr in zip(settings, (None, 20.0, 10.0), strict=True)
     ]
     assert tune.best(cells, settings) == {"a": 2}
+
+
+def test_the_command_ends_in_one_line(folder, monkeypatch, capsys):
+    tasks = SimpleNamespace(TASKS=TASKS, TABLE4=("little",), TABLE5=("much",))
+    monkeypatch.setattr(bench, "tasks", tasks, raising=False)
+    monkeypatch.setitem(sys.modules, "diip_jax.bench.tasks", tasks)
+    args = ["tune", "--method", "dip", "--pictures", str(folder), "--prior", "none"]
+    monkeypatch.setattr(sys, "argv", [*args, "--json", str(folder / "record.json")])
+    assert tune.main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("unknown prior 'none'")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", [dip, dreamclean, bird, gdp])
