@@ -324,8 +324,9 @@ def tune(
     prior = load(flags.prior)
     measure = measurer(method, prior, flags.set)
     for cells in sweep(measure, settings, damaged(prior, tasks, paths, names), known):
-        winner = {"best": best(cells, settings)}
-        if len(cells) == len(settings) * len(paths) * len(names):
+        winner = {}
+        if len(cells) == len(settings) * len(paths) * len(names):  # fair only then
+            winner["best"] = best(cells, settings)
             winner["best_of_task"] = {n: best(cells, settings, n) for n in names}
         text = json.dumps(head | winner | {"cells": cells}, indent=1)
         storage.write_bytes(flags.json, f"{text}\n".encode())

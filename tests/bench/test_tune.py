@@ -109,6 +109,7 @@ def test_a_sweep_goes_on_where_it_ended(method, folder):
     path = folder / "record.json"
     whole = path.read_text()
     record = json.loads(whole)
+    assert record.pop("best")
     record["cells"] = record["cells"][:10]
     path.write_text(json.dumps(record))
     measured = []

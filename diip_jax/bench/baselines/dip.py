@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 
-from diip_jax.bench.baselines.forms import Operator
+from diip_jax.bench.baselines.forms import Operator, pytorch_start
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.prior import Prior
 
@@ -47,17 +47,17 @@ class Config:
         answer: "raw", f_theta(z) at the end, or "ema", that mean.
     """
 
+    # [c] five scales
     channels: tuple[int, ...] = struct.field(pytree_node=False, default=(128,) * 5)
-    # [c] both
     skips: tuple[int, ...] = struct.field(pytree_node=False, default=(4,) * 5)
     input_channels: int = struct.field(pytree_node=False, default=32)  # [c]
-    iterations: int = struct.field(pytree_node=False, default=3000)  # [c] 1800 in [r]
+    iterations: int = struct.field(pytree_node=False, default=3000)  # [c]
     learning_rate: float | jax.Array = 0.01  # [c]
     input_scale: float | jax.Array = 0.1  # [c]
     jitter: float | jax.Array = 1 / 30  # [c] at 25 / 255; .03 and .05 for SR x4, x8
     fall: float | jax.Array = 5.0  # [c]
     ema_decay: float | jax.Array = 0.99  # [c]
-    answer: Answer = struct.field(pytree_node=False, default="ema")  # [c] both there
+    answer: Answer = struct.field(pytree_node=False, default="ema")  # [c] has both
 
 
 DEFAULT = Config()
@@ -87,20 +87,6 @@ def config_for(task: str, side: int) -> Config | None:
     return SMALL if side <= 64 else DEFAULT
 
 
-def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
-    """Return PyTorch's initialisation of a bias: uniform within 1 / sqrt(fan_in)."""
-    bound = fan_in**-0.5
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-# PyTorch's initialisation of weights: uniform within 1 / sqrt(fan_in).
-uniform_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
 class Conv(nn.Module):
     """Convolution with reflection at the edges."""
 
@@ -111,15 +97,15 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (H, W, C) to (H / stride, W / stride, features)."""
-        margin = self.size // 2
+        margin, start = self.size // 2, pytorch_start(self.size**2 * x.shape[-1])
         padded = jnp.pad(x, [(margin, margin), (margin, margin), (0, 0)], "reflect")
         return nn.Conv(
             self.features,
             (self.size, self.size),
             self.stride,
             padding="VALID",
-            kernel_init=uniform_kernel,
-            bias_init=uniform_bias(self.size**2 * x.shape[-1]),
+            kernel_init=start,
+            bias_init=start,
             name="conv",
         )(padded)
 

@@ -218,10 +218,16 @@ class KernelNetwork(nn.Module):
 
 
 def linear(features: int, x: jax.Array) -> nn.Dense:
-    """Return a layer for x with PyTorch's start, uniform within 1 / sqrt(fan-in)."""
-    bound = x.shape[-1] ** -0.5
+    """Return a layer for x, (..., C), that starts as PyTorch's."""
+    start = pytorch_start(x.shape[-1])
+    return nn.Dense(features, kernel_init=start, bias_init=start)
+
+
+def pytorch_start(fan_in: int) -> nn.initializers.Initializer:
+    """Return how PyTorch starts weights and biases: uniform within 1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(features, kernel_init=init, bias_init=init)
+    return init
