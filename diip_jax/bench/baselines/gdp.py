@@ -127,10 +127,16 @@ def between(v: jax.Array, variance: jax.Array, beta: jax.Array) -> jax.Array:
 
 
 def phi_optimizer(
-    config: Config, shape: tuple[int, ...]
+    phi: Any, config: Config, shape: tuple[int, ...]
 ) -> optax.GradientTransformation:
-    """Return what moves the unknowns of a degradation of pictures of this shape."""
-    if config.form != "affine":
+    """Return what moves the unknowns of a degradation.
+
+    Args:
+        phi: the unknowns, as the form starts them.
+        config: the settings.
+        shape: of the pictures, (H, W, 3).
+    """
+    if "f" not in phi:
         return optax.adam(config.kernel_learning_rate)
     # L is a mean: the more pixels there are, the smaller is the gradient of each M.
     scale = math.prod(shape) / NUMBERS
@@ -164,7 +170,9 @@ def sample(
             again, one for each step in the order of sampling.
         config: the settings.
     """
-    optimizer = phi_optimizer(config, shape)
+    x_key, phi_key, n_key = jax.random.split(key, 3)
+    phi = form.init(phi_key)
+    optimizer = phi_optimizer(phi, config, shape)
     s = config.s * math.prod(shape) / NUMBERS
 
     def L(phi: Any, x_0: jax.Array) -> jax.Array:
@@ -192,8 +200,6 @@ def sample(
         deviation = jnp.where(variance > 0, jnp.sqrt(between(v, variance, beta)), 0)
         return state._replace(x=mu + deviation * n), None
 
-    x_key, phi_key, n_key = jax.random.split(key, 3)
-    phi = form.init(phi_key)
     x = jax.random.normal(x_key, shape, jnp.float32)
     keys = jax.random.split(n_key, len(steps.alpha_bar))
     state = State(x, phi, optimizer.init(phi))

@@ -172,6 +172,22 @@ def test_vmap_is_one_by_one_with_an_unknown_kernel(tiny_prior, key, monkeypatch)
     assert (alone.evaluations, alone.gradients) == (3, 0)
 
 
+def test_a_known_operator_takes_the_place_of_any_form(tiny_prior, key, monkeypatch):
+    class Identity:
+        size = (16, 16)
+
+        def apply(self, x):
+            return x
+
+    bound = gaussian_prior.bound(gaussian_prior.wavy)
+    monkeypatch.setattr(gdp, "noise_predictor", bound)
+    y = jnp.asarray(seeded.image(16, 16))
+    config = Config(form="affine", num_steps=3)
+    told = gdp.restore(tiny_prior, y, key, config, Identity()).image
+    blind = gdp.restore(tiny_prior, y, key, Config(num_steps=3)).image
+    np.testing.assert_allclose(told, blind, atol=1e-6)  # float32
+
+
 def test_a_task_has_its_form():
     assert gdp.config_for("denoise", 64).form == "identity"
     assert gdp.config_for("gaussian_blur", 64).form == "kernel"
