@@ -38,11 +38,11 @@ INSIDE = {
         *("loop", "__main__"),
     ],
     "bench": [
-        *("", "baselines", "baselines.restored", "operators"),
+        *("", "baselines", "baselines.restored", "operators", "baselines.forms"),
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
         *("baselines.gibbs_ddrm", "tasks", "rivals", "methods", "cells"),
-        *("run", "tables", "traces", "stops", "figures", "__main__"),
+        *("run", "tune", "tables", "traces", "stops", "figures", "__main__"),
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),

@@ -1,0 +1,267 @@
+"""GDP (Fei et al., 2023): ancestral sampling, drawn towards y at every step.
+
+At each t the network gives the mean mu and the variance of x_{t-1}, and x0hat. With
+
+    L = mean (D_phi(x0hat) - y)^2, pixels in [0, 1],
+    mu <- mu - s dL/dx0hat,    x_{t-1} = mu + sqrt(variance) n,
+
+x0hat counts as an independent variable: the network is not differentiated, and the
+step is not multiplied by the variance. Unknown phi of the degradation D descends along
+the same L, a few times at each t.
+
+Origins of the constants: [c] certain, read in the released code; [i] inferred or
+chosen here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+
+from diip_jax import canvas, ddim
+from diip_jax.bench.baselines import forms
+from diip_jax.bench.baselines.forms import Form, FormName, Operator
+from diip_jax.bench.baselines.restored import Restored
+from diip_jax.config import PAPER
+from diip_jax.prior import Prior, network, noise_predictor
+from diip_jax.schedule import ddim_timesteps
+
+NUMBERS = 256 * 256 * 3  # of a picture that the released scales are for
+Predict = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]  # eps, v
+
+
+@struct.dataclass
+class Config:
+    """Settings.
+
+    Attributes:
+        form: of the degradation where no operator is given, see `forms.make`.
+        factor: of super-resolution.
+        kernel_size: side of an unknown kernel in pixels, odd.
+        num_steps: of the chain; all T timesteps in the source.
+        s: guidance scale for a picture of 256x256x3. It is multiplied by N / 196608
+            for one of N numbers, so that a pixel moves as far per step. A chain of
+            fewer steps needs more of it, about in proportion.
+        repeats: descents of phi at each t.
+        phi_rate: step of gradient descent on f and M. That on M is scaled as s is.
+        kernel_learning_rate: Adam's, of the kernel network's weights.
+    """
+
+    form: FormName = struct.field(pytree_node=False, default="identity")
+    factor: int = struct.field(pytree_node=False, default=4)
+    kernel_size: int = struct.field(pytree_node=False, default=9)  # [c] Gaussian, 9x9
+    num_steps: int = struct.field(pytree_node=False, default=1000)  # [c] T
+    # [i] for denoising, unknown in the source: of 6000, 20000, 80000 and 300000 the
+    # second was best with 100 steps on one development face; 1000 steps need a tenth.
+    s: float | jax.Array = 2000.0
+    repeats: int = struct.field(pytree_node=False, default=6)  # [c] enhancement; else 1
+    phi_rate: float | jax.Array = 1.0  # [c]
+    kernel_learning_rate: float | jax.Array = 2e-4  # [i] BIRD's: no kernel in the code
+
+
+DENOISE = Config()
+DEBLUR = Config(form="kernel", s=6000.0)  # [c]
+SR = Config(form="downsample", s=2000.0)  # [c]
+LIGHT = Config(form="affine", s=80000.0)  # [c]
+GRID: Mapping[str, Sequence[Any]] = {
+    "s": (2e3, 4e3, 6e3, 1e4, 2e4, 4e4, 6e4, 8e4),
+}
+
+
+def config_for(task: str, side: int) -> Config | None:
+    """Return the settings for a task, None where no form of degradation is its.
+
+    Args:
+        task: its name; a number after "sr" is the factor.
+        side: of the pictures in pixels.
+    """
+    del side
+    if task.startswith("sr"):
+        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
+    if task in ("denoise", "gaussian_noise"):
+        return DENOISE
+    return DEBLUR if task in ("gaussian_blur", "motion_blur") else None
+
+
+class State(NamedTuple):
+    """What one timestep hands to the next.
+
+    Attributes:
+        x: x_t, (H, W, 3).
+        phi: unknowns of the degradation.
+        opt_state: of their optimiser.
+    """
+
+    x: jax.Array
+    phi: Any
+    opt_state: optax.OptState
+
+
+def posterior(
+    x_t: jax.Array, x_0: jax.Array, now: ddim.Steps
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return mean and variance of q(x_{t-1} | x_t, x_0), and beta_t.
+
+    Eq. (7) of Ho et al. (2020), beta_t being 1 - ab_t / ab_{t-1}.
+    """
+    alpha = now.alpha_bar / now.alpha_bar_prev
+    beta = 1 - alpha
+    left = 1 - now.alpha_bar_prev
+    mean = jnp.sqrt(now.alpha_bar_prev) * beta * x_0 + jnp.sqrt(alpha) * left * x_t
+    return mean / (1 - now.alpha_bar), beta * left / (1 - now.alpha_bar), beta
+
+
+def between(v: jax.Array, variance: jax.Array, beta: jax.Array) -> jax.Array:
+    """Return the variance that v in [-1, 1] stands for, Eq. (15) of Nichol & Dhariwal.
+
+    Geometrically between the posterior's at v = -1 and beta at v = 1.
+    """
+    w = (v + 1) / 2
+    return jnp.exp(w * jnp.log(beta) + (1 - w) * jnp.log(variance))
+
+
+def phi_optimizer(
+    phi: Any, config: Config, shape: tuple[int, ...]
+) -> optax.GradientTransformation:
+    """Return what moves the unknowns of a degradation.
+
+    Args:
+        phi: the unknowns, as the form starts them.
+        config: the settings.
+        shape: of the pictures, (H, W, 3).
+    """
+    if "f" not in phi:
+        return optax.adam(config.kernel_learning_rate)
+    # L is a mean: the more pixels there are, the smaller is the gradient of each M.
+    scale = math.prod(shape) / NUMBERS
+    return optax.multi_transform(
+        {
+            "f": optax.sgd(config.phi_rate),
+            "M": optax.sgd(config.phi_rate * scale),
+        },
+        {"f": "f", "M": "M"},
+    )
+
+
+def sample(
+    predict: Predict,
+    steps: ddim.Steps,
+    form: Form,
+    y: jax.Array,
+    shape: tuple[int, ...],
+    key: jax.Array,
+    config: Config,
+) -> State:
+    """Return the last state; its x is the answer.
+
+    Args:
+        predict: x_t and conditioning to eps and v, each (H, W, 3); see `between`.
+        steps: all timesteps, in the order of sampling.
+        form: D.
+        y: what the form's prediction is compared with, in [-1, 1].
+        shape: of x, (H, W, 3).
+        key: of x_T, of phi and of the noise n, split in this order; that of n splits
+            again, one for each step in the order of sampling.
+        config: the settings.
+    """
+    x_key, phi_key, n_key = jax.random.split(key, 3)
+    phi = form.init(phi_key)
+    optimizer = phi_optimizer(phi, config, shape)
+    s = config.s * math.prod(shape) / NUMBERS
+
+    def L(phi: Any, x_0: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(form.apply(phi, x_0) - y)) / 4  # as in [0, 1]
+
+    def descend(state: State, x_0: jax.Array) -> State:
+        updates, opt_state = optimizer.update(
+            jax.grad(L)(state.phi, x_0), state.opt_state
+        )
+        return State(state.x, optax.apply_updates(state.phi, updates), opt_state)
+
+    def step(state: State, level: tuple[ddim.Steps, jax.Array]) -> tuple[State, None]:
+        now, key = level
+        eps, v = predict(state.x, now.conditioning)
+        x_0 = (state.x - jnp.sqrt(1 - now.alpha_bar) * eps) / jnp.sqrt(now.alpha_bar)
+        x_0 = ddim.clip(x_0)
+        mu, variance, beta = posterior(state.x, x_0, now)
+        if jax.tree.leaves(state.phi):
+            state = lax.fori_loop(
+                0, config.repeats, lambda _, state: descend(state, x_0), state
+            )
+        mu = mu - s * jax.grad(L, 1)(state.phi, x_0)
+        n = jax.random.normal(key, shape, jnp.float32)
+        # The last step adds no noise: its posterior variance is 0.
+        deviation = jnp.where(variance > 0, jnp.sqrt(between(v, variance, beta)), 0)
+        return state._replace(x=mu + deviation * n), None
+
+    x = jax.random.normal(x_key, shape, jnp.float32)
+    keys = jax.random.split(n_key, len(steps.alpha_bar))
+    state = State(x, phi, optimizer.init(phi))
+    return lax.scan(step, state, (steps, keys))[0]
+
+
+def predictor(prior: Prior, timesteps: Any) -> tuple[Predict, ddim.Steps]:
+    """Return what predicts noise and variance, and the steps to use it with.
+
+    v is the network's where it was trained with a variance. Elsewhere it is -1, which
+    stands for the posterior's variance.
+    """
+    predict_noise, steps = noise_predictor(prior, PAPER, timesteps)
+
+    def fixed(x_t: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
+        return predict_noise(x_t, conditioning), jnp.full(x_t.shape, -1, jnp.float32)
+
+    def learnt(x_t: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
+        # The UNet returns eps alone; its last layer is seen to give v as well.
+        seen: Any
+        _, seen = network(prior.card).apply(
+            {"params": prior.params},
+            x_t[None],
+            conditioning,
+            capture_intermediates=lambda module, _: module.name == "out_2",
+            mutable=["intermediates"],
+        )
+        eps_and_v: Any = seen["intermediates"]["out_2"]["__call__"][0][0]
+        return eps_and_v[..., :3], eps_and_v[..., 3:]
+
+    has_variance = getattr(prior.card.architecture, "learn_sigma", False)
+    return (learnt if has_variance else fixed), steps
+
+
+def restore(
+    prior: Prior,
+    y: jax.Array,
+    key: jax.Array,
+    config: Config = DENOISE,
+    operator: Operator | None = None,
+) -> Restored:
+    """Restore by GDP.
+
+    Args:
+        prior: the frozen model.
+        y: degraded image on the grid of the result, (H, W, 3) in [0, 1], or the
+            measurement of the operator.
+        key: of the samples and of phi.
+        config: the settings.
+        operator: the known degradation; None for the blind form of the settings.
+
+    Raises:
+        ValueError: the form, its numbers, or the size of y do not fit.
+    """
+    height, width = y.shape[:2] if operator is None else operator.size
+    canvas.check_size(prior, PAPER, height, width)
+    length = prior.card.schedule.num_train_timesteps
+    predict, steps = predictor(prior, ddim_timesteps(config.num_steps, length))
+    size = canvas.canvas_size(prior, PAPER, height, width)
+    form, y = forms.bind(
+        operator, y, size, config.form, config.kernel_size, config.factor
+    )
+    x = sample(predict, steps, form, y, (*size, 3), key, config).x
+    image = canvas.cut(jnp.clip(x, -1, 1), (height, width))
+    return Restored(image, jnp.int32(config.num_steps), jnp.int32(0))
