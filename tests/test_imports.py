@@ -20,7 +20,7 @@ ROWS = [
     {"canvas"},
     {"matched"},
     {"diip"},
-    {"engine"},
+    {"engine", "pipelines"},
     {"photos", "training"},
     {"bench"},
 ]
