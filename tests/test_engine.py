@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diip_jax import canvas, diip, engine
@@ -478,6 +479,98 @@ def test_memory_is_more_than_the_weights(tiny_prior):
     if needed is None:
         pytest.skip("this backend does not say")
     assert needed > weights
+
+
+# Own parts and own settings, on a generator that compiles in a moment
+
+
+def waves(z):
+    return jnp.sin(0.75 * (z + jnp.roll(z, 1, 0)))
+
+
+WAVES = diip.Parts(
+    generator=lambda prior, config, size, timesteps: waves,
+    optimizer=lambda rate: optax.sgd(100 * rate, momentum=0.5),
+)
+
+
+def test_lanes_take_parts_as_one_image_does(tiny_prior, key):
+    pictures = images(TWELVE[:3])
+    config = CONFIG.replace(epsilon=1e-3)
+    together = engine.restore_many(
+        tiny_prior, pictures, key, config, num_lanes=2, parts=WAVES
+    )
+    for i, (y, actual) in enumerate(zip(pictures, together, strict=True)):
+        own_key = jax.random.fold_in(key, i)
+        check_same(actual, diip.restore(tiny_prior, y, own_key, config, WAVES))
+    moments = list(
+        engine.iterate(tiny_prior, pictures[0], key, config, every=5, parts=WAVES)
+    )
+    last = diip.restore(tiny_prior, pictures[0], key, config, WAVES)
+    np.testing.assert_allclose(moments[-1].image, last.image, atol=TOLERANCE)
+
+
+OWN = [
+    {"learning_rate": 0.02, "epsilon": 0.0, "k_min": 6},
+    {"learning_rate": 0.3, "epsilon": 0.0, "k_min": 12},
+    {"learning_rate": 0.02, "epsilon": 0.03, "k_min": 6},
+]
+
+
+@pytest.mark.parametrize("criterion", ["paper", "robust"])
+def test_each_image_may_have_numbers_of_its_own(tiny_prior, key, criterion):
+    """They agree with images alone, stop apart, and share one program."""
+    run_s = CONFIG.replace(criterion=criterion)
+    settings = [run_s.replace(**own) for own in OWN]
+    pictures, traced = images(TWELVE[:3]), []
+
+    def generator(*args):
+        traced.append(args)
+        return waves
+
+    parts = WAVES._replace(generator=generator)
+    together = engine.restore_many(
+        tiny_prior, pictures, key, settings, num_lanes=2, parts=parts
+    )
+    assert len(traced) <= 2  # for two lanes, and for one, when nothing waits
+    for i, (y, actual) in enumerate(zip(pictures, together, strict=True)):
+        own_key = jax.random.fold_in(key, i)
+        check_same(actual, diip.restore(tiny_prior, y, own_key, settings[i], WAVES))
+    assert len({int(one.num_iterations) for one in together}) == 3
+
+
+def test_own_settings_must_share_the_program(tiny_prior, key):
+    job, other = one_job(key)[0], CONFIG.replace(num_steps=7)
+    message = "job 0 has num_steps 7, but the run has 5; images of one run differ in"
+    with pytest.raises(ValueError, match=message):
+        list(engine.run(tiny_prior, [job._replace(config=other)], CONFIG))
+    wrong = CONFIG.replace(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"learning_rate is -1.0"):
+        list(engine.run(tiny_prior, [job._replace(config=wrong)], CONFIG))
+    with pytest.raises(ValueError, match="there are 1 settings for 2 images"):
+        engine.restore_many(tiny_prior, images(TWELVE[:2]), key, [CONFIG])
+
+
+def test_an_image_whose_noise_is_known_is_among_others(tiny_prior, key):
+    """What is known of y is of the look at y, which compiles for itself."""
+    base = CONFIG.replace(
+        start="matched", criterion="discrepancy", num_steps=1, max_iterations=2
+    )
+    settings, pictures = [base, base.replace(noise_level=0.2)], images(TWELVE[:2])
+    both = engine.restore_many(tiny_prior, pictures, key, settings, parts=WAVES)
+    second = jobs_of(pictures, key)[1]._replace(config=settings[1])
+    (report, *_) = engine.run(tiny_prior, [second], base, parts=WAVES)
+    (lane,) = [*report.finished, *report.running]
+    assert lane.damage == pytest.approx((2 * 0.2) ** 2, rel=1e-6)
+    alone = diip.restore(tiny_prior, pictures[1], second.key, settings[1], WAVES)
+    np.testing.assert_allclose(both[1].image, alone.image, atol=TOLERANCE)
+
+
+def test_a_state_of_another_optimiser_is_not_gone_on_from(tiny_prior, key):
+    with pytest.raises(ValueError, match="state is not one of criterion"):
+        diip.resumed(
+            diip.start(jnp.zeros((8, 8, 3)), key, CONFIG), (8, 8), CONFIG, WAVES
+        )
 
 
 # Eight devices
