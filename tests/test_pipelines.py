@@ -4,6 +4,8 @@ The generators are formulas, and the partners are Python loops and finite differ
 """
 
 import functools
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -269,3 +271,14 @@ def test_the_weights_of_a_network_have_a_gradient(tiny_prior, y, key, gradient):
     leaves = jax.tree.leaves(of_weights)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert any(np.any(leaf) for leaf in leaves) == (gradient == "full")
+
+
+@pytest.mark.slow  # compiles five programs
+def test_the_page_on_pipelines_runs():
+    page = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["answer"].num_iterations == 10  # of the page's own criterion
+    assert all(np.isfinite(g).all() and np.any(g) for g in names["gradients"])
