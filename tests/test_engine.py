@@ -19,7 +19,7 @@ import pytest
 
 from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
-from helpers import many_devices, seeded
+from helpers import many_devices, seeded, two_devices
 from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
@@ -573,6 +573,37 @@ def test_a_state_of_another_optimiser_is_not_gone_on_from(tiny_prior, key):
         )
 
 
+# Under the default dtype of float64
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_default_dtype_changes_no_lane(tiny_prior, key, x64, own):
+    settings = [CONFIG.replace(**numbers) for numbers in OWN]
+    pictures = [np.float64(y) for y in images(TWELVE[:3])]
+    options = {"config": settings if own else settings[0], "num_lanes": 2}
+
+    def restored():
+        return engine.restore_many(tiny_prior, pictures, key, parts=WAVES, **options)
+
+    actual = restored()
+    jax.config.update("jax_enable_x64", False)
+    for one, expected in zip(actual, restored(), strict=True):
+        check_same(one, expected, tolerance=1e-6)  # the same numbers in two programs
+        assert one.image.dtype == one.losses.dtype == one.z.dtype == np.float32
+
+
+@pytest.mark.parametrize("start", ["random", "matched"])
+def test_lanes_with_a_network_have_no_default_dtype(tiny_prior, x64, start):
+    """Traced only: a loop whose carry changed its dtype would not trace."""
+    config = seeded.PRESET.replace(start=start, criterion="discrepancy", num_steps=1)
+    lanes = engine._abstract_lanes((8, 8), config, 2)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    after, _ = jax.eval_shape(engine.advance, tiny_prior, lanes, config, count, count)
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(
+        lambda a: a.dtype, lanes
+    )
+
+
 # Eight devices
 
 
@@ -608,6 +639,15 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         np.testing.assert_allclose(actual["image"][i], one.image, atol=TOLERANCE)
         np.testing.assert_allclose(actual["losses"][i], one.losses, rtol=TOLERANCE)
     assert len({int(one.num_iterations) for one in expected}) >= 4
+
+
+def test_a_prior_and_lanes_may_be_on_two_devices(tmp_path):
+    """By a formula in the network's place: the slow test below has a network."""
+    found = run_on_devices(2, "two_devices", tmp_path / "two.npz")
+    expected = two_devices.restored(two_devices.prior())
+    assert len(found) == 3
+    for way, restored in found.items():
+        np.testing.assert_allclose(restored, expected, atol=TOLERANCE, err_msg=way)
 
 
 @pytest.mark.slow  # a minute: each way compiles its programs anew
