@@ -123,8 +123,8 @@ _flag(
     "bool",
     "overwrite",
     False,
-    "restore again what is finished or half done, and replace a JSON file that is no "
-    "record",
+    "restore again what is finished or half done, and replace a picture or JSON file "
+    "that this program did not write: its pictures have a record beside them",
 )
 _flag("string", "prior", "natural64", "a bundled prior, a public checkpoint, a folder")
 _flag("bool", "offline", False, "never touch the network")

@@ -26,8 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from checkpoints_convert.printable import printable
-
 EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_INPUT, EXIT_WEIGHTS = 0, 1, 2, 4, 5
 EXIT_MEMORY, EXIT_INTERRUPTED = 6, 130
 
@@ -55,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that repeats no flag to the terminal as it was given."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        super().error(_printable(message))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -188,8 +186,14 @@ def _underscored(argument: str) -> str:
     return f"--{'no-' if negated else ''}{stem}{equals}{value}"
 
 
+def _printable(text: str) -> str:
+    from diip_jax.printable import printable  # with JAX, which --help does not need
+
+    return printable(text)
+
+
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    print(_printable(text), file=sys.stderr, flush=True)
 
 
 def _fail(code: int, message: object) -> int:

@@ -263,15 +263,19 @@ def flax_shape(shape: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
 
 
 def to_flax(tensor: LazyTensor, rank: int) -> np.ndarray:
-    """Read a tensor as a float32 Flax leaf of a rank; see `flax_shape`."""
+    """Read a tensor as a Flax leaf of a rank; see `flax_shape`.
+
+    Leaves are float32. Only bfloat16 stays: widened, it would hold the same numbers.
+    """
     array = tensor.read()
+    dtype = bfloat16 if array.dtype == bfloat16 else np.float32
     if rank == 4:
         array = array.transpose(2, 3, 1, 0)
     elif rank == 2:
         array = array.reshape(array.shape[:2]).T
     # A copy in any case: the file's own memory can then be given back.
     with np.errstate(over="ignore"):  # what becomes infinite is refused in `fill`
-        return np.array(array, np.float32, order="C")
+        return np.array(array, dtype, order="C")
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:

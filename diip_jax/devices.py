@@ -66,12 +66,32 @@ def in_automatic_axes(function: Callable[..., Any], *arguments: Any) -> Any:
     for leaf in jax.tree.leaves(arguments):
         mesh = jax.typeof(leaf).sharding.mesh
         if mesh.explicit_axes:
-            results_at = NamedSharding(mesh, PartitionSpec())
             automatic_axes = jax.sharding.auto_axes(
-                function, axes=mesh.explicit_axes, out_sharding=results_at
+                function,
+                axes=mesh.explicit_axes,
+                out_sharding=_whole_results(function, arguments, mesh),
             )
             return automatic_axes(*arguments)
     return function(*arguments)
+
+
+def _whole_results(
+    function: Callable[..., Any], arguments: tuple[Any, ...], mesh: Any
+) -> Any:
+    """Return shardings by which a function's results are whole on every device.
+
+    Each names all axes of its result: before JAX 0.8, `vmap` cannot insert its own
+    axis otherwise, where that is not the first one.
+    """
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jax.typeof(leaf).dtype),
+        arguments,
+    )
+
+    def at(result: jax.ShapeDtypeStruct) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*[None] * len(result.shape)))
+
+    return jax.tree.map(at, jax.eval_shape(function, *shapes))
 
 
 def vary_together(*trees: Any) -> tuple[Any, ...]:

@@ -41,7 +41,7 @@ class DIIPState(NamedTuple):
     Attributes:
         k: iterations done.
         z: noise, (H, W, 3).
-        opt_state: Adam's moments.
+        opt_state: of the optimiser: Adam's moments.
         stopping: state of the criterion, its `stopping.Verdict` first.
         x: g(z) of the last finite iteration, (H, W, 3) in [-1, 1]; y before any.
         x_peak: g(z) of iteration `last_peak`, which is 0 before any peak; y before any
@@ -96,6 +96,31 @@ class Restoration(NamedTuple):
     uncertainty: jax.Array
 
 
+Optimizer = Callable[[Any], optax.GradientTransformation]  # of the learning rate
+MakeCriterion = Callable[[DIIPConfig, Any], stopping.Criterion]  # of settings, damage
+
+
+class Parts(NamedTuple):
+    """What may stand in the place of the paper's parts, for many images.
+
+    Each makes its part inside the program; make them once, as new ones compile again.
+
+    Attributes:
+        generator: makes g of prior, settings, height and width of the canvas, and
+            timesteps or None; as `canvas.generator`.
+        optimizer: makes an optax transformation of the learning rate.
+        criterion: makes the stopping criterion of the settings and of the mean square
+            of the damage in y; as `stopping.criterion`.
+    """
+
+    generator: Callable[..., ddim.Generate] = canvas.generator
+    optimizer: Optimizer = optax.adam
+    criterion: MakeCriterion = stopping.criterion
+
+
+PARTS = Parts()  # the paper's
+
+
 class Algorithm(NamedTuple):
     """Algorithm 1 bound to one y: start, a first look, one iteration, line 2."""
 
@@ -110,6 +135,7 @@ def build(
     y: jax.Array,
     config: DIIPConfig,
     damage: jax.Array | float = 0.0,
+    parts: Parts = PARTS,
 ) -> Algorithm:
     """Bind Algorithm 1 to a generator and a degraded image.
 
@@ -118,9 +144,10 @@ def build(
         y: degraded image, (H, W, 3) in [-1, 1].
         config: the settings.
         damage: mean square of the damage in y, for `criterion="discrepancy"`.
+        parts: optimiser and criterion.
     """
-    optimizer = optax.adam(config.learning_rate)
-    criterion = stopping.criterion(config, damage)
+    optimizer = parts.optimizer(config.learning_rate)
+    criterion = parts.criterion(config, damage)
 
     def energy(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = generate(z)
@@ -166,7 +193,7 @@ def build(
     most = budget(config, (y.shape[0], y.shape[1]))
 
     return Algorithm(
-        init=lambda z: _first_state(y, z, config),
+        init=lambda z: _first_state(y, z, config, parts),
         look=look,
         step=step,
         should_continue=functools.partial(is_unfinished, budget=most),
@@ -200,6 +227,7 @@ def start(
     seen: matched.Start | None = None,
     schedule: Schedule | None = None,
     index: jax.Array | int = 0,
+    parts: Parts = PARTS,
 ) -> DIIPState:
     """Draw z and return the first state.
 
@@ -210,11 +238,12 @@ def start(
         seen: what y says, for `start="matched"`.
         schedule: of the prior, likewise.
         index: which of the starts.
+        parts: optimiser and criterion.
     """
     z = start_noise(key, index, y.shape, config)
     if config.start == "matched" and seen is not None and schedule is not None:
         z = matched.diffuse(seen, y, z, schedule)
-    return _first_state(y, z, config)
+    return _first_state(y, z, config, parts)
 
 
 def start_noise(
@@ -237,28 +266,33 @@ def start_noise(
     return jnp.where(index % 2 == 0, drawn, -drawn)
 
 
-def _first_state(y: jax.Array, z: jax.Array, config: DIIPConfig) -> DIIPState:  # line 1
-    moments = optax.adam(config.learning_rate).init(z)
-    criteria = stopping.criterion(config).init()
+def _first_state(  # line 1
+    y: jax.Array, z: jax.Array, config: DIIPConfig, parts: Parts
+) -> DIIPState:
+    moments = parts.optimizer(config.learning_rate).init(z)
+    criteria = parts.criterion(config, 0.0).init()
     trace = jnp.full(config.max_iterations, jnp.nan, jnp.float32)
     state = DIIPState(jnp.int32(0), z, moments, criteria, y, y, trace, trace)
     return devices.vary_together(state)[0]  # the carry of a loop
 
 
-def resumed(state: DIIPState, size: tuple[int, int], config: DIIPConfig) -> DIIPState:
+def resumed(
+    state: DIIPState, size: tuple[int, int], config: DIIPConfig, parts: Parts = PARTS
+) -> DIIPState:
     """Return a state to go on from, with traces as long as the budget.
 
     Args:
         state: on the host, as an earlier run left it.
         size: height and width of the canvas.
         config: the settings; their budget may be another one.
+        parts: optimiser and criterion.
 
     Raises:
         ValueError: it is the state of another canvas or criterion, or has done more
             iterations than the budget.
     """
     blank = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
-    fresh = jax.eval_shape(lambda y: _first_state(y, y, config), blank)
+    fresh = jax.eval_shape(lambda y: _first_state(y, y, config, parts), blank)
     if jax.tree.structure(state) != jax.tree.structure(fresh):
         raise ValueError(
             f"state is not one of criterion {config.criterion!r}; go on with the "
@@ -333,7 +367,11 @@ def _diverged(state: DIIPState) -> jax.Array:
 
 
 def bind(
-    prior: Prior, y: jax.Array, config: DIIPConfig, start: matched.Start | None
+    prior: Prior,
+    y: jax.Array,
+    config: DIIPConfig,
+    start: matched.Start | None,
+    parts: Parts = PARTS,
 ) -> Algorithm:
     """Return the algorithm of an image on its canvas.
 
@@ -342,14 +380,14 @@ def bind(
         y: degraded image on its canvas, (H, W, 3) in [-1, 1].
         config: the settings.
         start: of `matched.look` where `matched.is_needed`, else None.
+        parts: generator, optimiser and criterion.
     """
-    size, at = (y.shape[0], y.shape[1]), None
+    size = y.shape[0], y.shape[1]
     if start is None:
-        return build(canvas.generator(prior, config, size), y, config)
-    if config.start == "matched":
-        at = start.timesteps
-    generate = canvas.generator(prior, config, size, at)
-    return build(generate, y, config, start.energy)
+        return build(parts.generator(prior, config, size, None), y, config, 0.0, parts)
+    at = start.timesteps if config.start == "matched" else None
+    generate = parts.generator(prior, config, size, at)
+    return build(generate, y, config, start.energy, parts)
 
 
 def see(
@@ -434,7 +472,11 @@ def settle(
 
 
 def restore(
-    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig | None = None
+    prior: Prior,
+    y: jax.Array,
+    key: jax.Array,
+    config: DIIPConfig | None = None,
+    parts: Parts = PARTS,
 ) -> Restoration:
     """Restore a degraded image without knowing what happened to it.
 
@@ -445,6 +487,7 @@ def restore(
         y: degraded image, (H, W, 3) in [0, 1].
         key: key of the random start.
         config: the settings; the prior's preset if None.
+        parts: other parts than the paper's; static under `jit`.
 
     Returns:
         The restored image with its stop reason and traces.
@@ -460,29 +503,61 @@ def restore(
     config = prior.card.preset if config is None else config
     check(prior, y, config)
     arguments = devices.vary_together(prior, y, key, config)
-    return devices.in_automatic_axes(_restore, *arguments)
+    bound = functools.partial(_restore, parts=parts)
+    return devices.in_automatic_axes(bound, *arguments)
 
 
 def _restore(
-    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig
+    prior: Prior, y: jax.Array, key: jax.Array, config: DIIPConfig, parts: Parts
 ) -> Restoration:
     """Restore a degraded image that was checked."""
-    size, photo = (y.shape[0], y.shape[1]), jnp.asarray(y, jnp.float32)
+    photo = jnp.asarray(y, jnp.float32)
     y, seen = see(prior, photo, config)
-    algorithm = bind(prior, y, config, seen)
+    algorithm = bind(prior, y, config, seen, parts)
 
-    def restore_from(index: jax.Array | int) -> Restoration:
-        state = start(y, key, config, seen, prior.card.schedule, index)
-        state = algorithm.look(state)
-        state = lax.while_loop(algorithm.should_continue, algorithm.step, state)
-        return result(state, size)
+    def first(index: jax.Array | int) -> DIIPState:
+        return start(y, key, config, seen, prior.card.schedule, index, parts)
 
     damage = known_damage(config, seen)
-    if config.num_starts == 1:
+    return from_starts(algorithm, first, photo, config.num_starts, damage)
+
+
+Run = Callable[[Algorithm, DIIPState], DIIPState]
+
+
+def run_to_stop(algorithm: Algorithm, state: DIIPState) -> DIIPState:
+    """Run Algorithm 1 from a state to its stop."""
+    return lax.while_loop(algorithm.should_continue, algorithm.step, state)
+
+
+def from_starts(
+    algorithm: Algorithm,
+    first: Callable[[Any], DIIPState],
+    photo: jax.Array,
+    num_starts: int,
+    damage: jax.Array | None = None,
+    run: Run = run_to_stop,
+) -> Restoration:
+    """Restore an image from each of its starts, and average them.
+
+    Args:
+        algorithm: bound to the image.
+        first: returns the first state of a start, by its index.
+        photo: degraded image, (H, W, 3) float32 in [0, 1].
+        num_starts: how many starts.
+        damage: mean square of its damage, as for `settle`.
+        run: does the iterations of a start.
+    """
+
+    def restore_from(index: jax.Array | int) -> Restoration:
+        state = run(algorithm, algorithm.look(first(index)))
+        return result(state, (photo.shape[0], photo.shape[1]))
+
+    if num_starts == 1:
         alone = restore_from(0)
         return alone._replace(image=settle(alone.image, photo, damage))
     # One after another: each stops by itself, in the memory of one.
-    starts = lax.map(restore_from, jnp.arange(config.num_starts, dtype=jnp.int32))
+    starts = lax.map(restore_from, jnp.arange(num_starts, dtype=jnp.int32))
     return average(starts, photo, damage)
 
 
@@ -494,6 +569,18 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
     Raises:
         ValueError: says what is wrong, the value and the remedy.
     """
+    check_form(y)
+    check_config(config)
+    canvas.check_size(prior, config, *y.shape[:2])
+    check_values(y)
+
+
+def check_form(y: jax.Array | np.ndarray) -> None:
+    """Reject what is no image, by its shape and dtype.
+
+    Raises:
+        ValueError: says what is wrong and the remedy.
+    """
     if y.ndim != 3 or y.shape[-1] != 3:
         raise ValueError(f"y has shape {y.shape}; give one image (H, W, 3)")
     if not jnp.issubdtype(y.dtype, jnp.floating):
@@ -501,8 +588,14 @@ def check(prior: Prior, y: jax.Array | np.ndarray, config: DIIPConfig) -> None:
             f"y has dtype {y.dtype}; give floats in [0, 1], from images.read or by "
             "y / 255 for 8 bits"
         )
-    check_config(config)
-    canvas.check_size(prior, config, *y.shape[:2])
+
+
+def check_values(y: jax.Array | np.ndarray) -> None:
+    """Reject an image whose values are out of range; a tracer tells none.
+
+    Raises:
+        ValueError: says what is wrong and the remedy.
+    """
     if not isinstance(y, Tracer):
         values = np.asarray(y)  # NumPy: y may be a constant of a function being traced
         if not np.isfinite(values).all():

@@ -6,6 +6,7 @@ finished takes the next one waiting. One image is the case of one lane.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import os
@@ -45,6 +46,8 @@ class Job(NamedTuple):
         states: where starts go on, by their index, from `LaneReport.snapshot`; the
             others begin. The budget may have changed since.
         starts: indices of the starts to do; all of the settings if None.
+        config: settings of this image; those of the run if None. They may differ from
+            those in numbers, the leaves of a `DIIPConfig`, and nothing compiles again.
     """
 
     size: tuple[int, int]
@@ -52,6 +55,7 @@ class Job(NamedTuple):
     key: jax.Array
     states: Mapping[int, diip.DIIPState] = MappingProxyType({})
     starts: Sequence[int] | None = None
+    config: DIIPConfig | None = None
 
 
 class Lanes(NamedTuple):
@@ -63,12 +67,15 @@ class Lanes(NamedTuple):
         alive: lanes that hold an unfinished start, (L,) bool.
         seen: what the images say of themselves, without their noise maps; None where
             the settings do not ask.
+        own: settings of each image, their numbers stacked; None where all have those of
+            the run.
     """
 
     y: jax.Array
     state: diip.DIIPState
     alive: jax.Array
     seen: matched.Start | None = None
+    own: DIIPConfig | None = None
 
 
 class LaneReport(NamedTuple):
@@ -141,6 +148,7 @@ def advance(
     config: DIIPConfig,
     num_iterations: jax.Array,
     min_alive: jax.Array,
+    parts: diip.Parts = diip.PARTS,
 ) -> tuple[Lanes, jax.Array]:
     """Advance every unfinished lane until one of two things happens.
 
@@ -150,11 +158,12 @@ def advance(
         config: the settings.
         num_iterations: the chunk ends after so many iterations, ...
         min_alive: ... or as soon as fewer lanes than this are unfinished.
+        parts: generator, optimiser and criterion; static under `jit`.
 
     Returns:
         The lanes and the number of iterations done.
     """
-    algorithm_of = _algorithms(prior, lanes, config)
+    algorithm_of = _algorithms(prior, lanes, config, parts)
 
     def step(lane: Lanes) -> Lanes:
         algorithm = algorithm_of(lane)
@@ -173,9 +182,15 @@ def advance(
     return lax.while_loop(should_continue, body, (lanes, jnp.int32(0)))
 
 
-def look(prior: Prior, lanes: Lanes, config: DIIPConfig, fresh: jax.Array) -> Lanes:
+def look(
+    prior: Prior,
+    lanes: Lanes,
+    config: DIIPConfig,
+    fresh: jax.Array,
+    parts: diip.Parts = diip.PARTS,
+) -> Lanes:
     """Take the first look at the starts that are fresh, (L,) bool."""
-    algorithm_of = _algorithms(prior, lanes, config)
+    algorithm_of = _algorithms(prior, lanes, config, parts)
 
     def look_at(lane: Lanes, fresh: jax.Array) -> Lanes:
         algorithm = algorithm_of(lane)
@@ -191,14 +206,18 @@ def look(prior: Prior, lanes: Lanes, config: DIIPConfig, fresh: jax.Array) -> La
 
 
 def _algorithms(
-    prior: Prior, lanes: Lanes, config: DIIPConfig
+    prior: Prior, lanes: Lanes, config: DIIPConfig, parts: diip.Parts
 ) -> Callable[[Lanes], diip.Algorithm]:
     """Return what binds the algorithm to one lane."""
     _, height, width, _ = lanes.y.shape
+
+    def settings(lane: Lanes) -> DIIPConfig:
+        return config if lane.own is None else lane.own
+
     if lanes.seen is None:
-        generate = canvas.generator(prior, config, (height, width))
-        return lambda lane: diip.build(generate, lane.y, config)
-    return lambda lane: diip.bind(prior, lane.y, config, lane.seen)
+        generate = parts.generator(prior, config, (height, width), None)
+        return lambda lane: diip.build(generate, lane.y, settings(lane), parts=parts)
+    return lambda lane: diip.bind(prior, lane.y, settings(lane), lane.seen, parts)
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -211,8 +230,7 @@ def jitted_look(traces: Path | None = None) -> Any:
     function = look
     if traces is not None:
         function = cache_traces(look, traces, lambda prior, lanes, *_: lanes)
-    options = compiler_options()
-    return jax.jit(function, donate_argnames="lanes", compiler_options=options)
+    return _jitted(function)
 
 
 @functools.cache
@@ -236,8 +254,16 @@ def jitted_advance(traces: Path | None = None) -> Any:
     function = advance
     if traces is not None:
         function = cache_traces(advance, traces, lambda prior, lanes, *_: (lanes, 0))
-    options = compiler_options()
-    return jax.jit(function, donate_argnames="lanes", compiler_options=options)
+    return _jitted(function)
+
+
+def _jitted(function: Callable[..., Any]) -> Any:
+    return jax.jit(
+        function,
+        static_argnames="parts",
+        donate_argnames="lanes",
+        compiler_options=compiler_options(),
+    )
 
 
 def run(
@@ -250,6 +276,7 @@ def run(
     sharding: jax.sharding.Sharding | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     traces: Path | None = None,
+    parts: diip.Parts = diip.PARTS,
 ) -> Iterator[Report]:
     """Restore jobs, those with the same canvas together, and report every chunk.
 
@@ -267,33 +294,50 @@ def run(
         should_stop: asked after every chunk; when true, unfinished jobs are reported
             as they stand and the rest is left undone.
         traces: folder that keeps what was traced for the next process; unused where
-            there are several devices.
+            there are several devices, or parts that are not the paper's.
+        parts: generator, optimiser and criterion in the place of the paper's.
 
     Raises:
-        ValueError: an option or a setting is not possible.
+        ValueError: an option or a setting is not possible, or a job's settings differ
+            from the run's in more than numbers.
     """
     config = prior.card.preset if config is None else config
     diip.check_config(config)
+    for index, job in enumerate(jobs):
+        _check_own(index, job.config, config)
     if num_lanes is not None:
         diip.check_count("num_lanes", num_lanes)
     if not callable(chunk):
         diip.check_count("chunk", chunk)
     at = devices.home(prior) if sharding is None else devices.automatic(sharding)
     prior = devices.put(prior, None if sharding is None else devices.whole(at))
-    traces = traces if len(at.device_set) == 1 else None
-    programs = _Programs(
-        jitted_prepare(traces), jitted_look(traces), jitted_advance(traces)
-    )
+    programs = _programs(traces if len(at.device_set) == 1 else None, parts)
     queues: dict[tuple[int, int], list[_Owner]] = collections.defaultdict(list)
     for index, job in enumerate(jobs):
         starts = range(config.num_starts) if job.starts is None else job.starts
         canvas_of = canvas.canvas_size(prior, config, *job.size)
         queues[canvas_of] += [_Owner(index, start) for start in starts]
     buckets = (
-        _Bucket(prior, jobs, config, size, queue, at, programs, num_lanes)
+        _Bucket(prior, jobs, config, size, queue, at, programs, parts, num_lanes)
         for size, queue in queues.items()
     )
     return _reports(buckets, chunk, should_stop)
+
+
+def _check_own(index: int, own: DIIPConfig | None, config: DIIPConfig) -> None:
+    """Reject settings of a job for which the run's programs are not made."""
+    if own is None:
+        return
+    diip.check_config(own)
+    for field in dataclasses.fields(config):
+        name = field.name
+        if field.metadata.get("pytree_node", True):
+            continue
+        if (found := getattr(own, name)) != (wanted := getattr(config, name)):
+            raise ValueError(
+                f"job {index} has {name} {found!r}, but the run has {wanted!r}; images "
+                "of one run differ in numbers alone, such as learning_rate"
+            )
 
 
 def _reports(
@@ -353,6 +397,18 @@ class _Programs(NamedTuple):
     advance: Any
 
 
+def _programs(traces: Path | None, parts: diip.Parts) -> _Programs:
+    if parts == diip.PARTS:
+        return _Programs(
+            jitted_prepare(traces), jitted_look(traces), jitted_advance(traces)
+        )
+    own_look, own_advance = (
+        functools.partial(program(), parts=parts)
+        for program in (jitted_look, jitted_advance)
+    )
+    return _Programs(jitted_prepare(traces), own_look, own_advance)
+
+
 class _Bucket:
     """The starts of one canvas size: those waiting, and those in lanes."""
 
@@ -365,9 +421,12 @@ class _Bucket:
         queue: Sequence[_Owner],
         at: jax.sharding.Sharding,
         programs: _Programs,
+        parts: diip.Parts,
         num_lanes: int | None,
     ):
         self.prior, self.jobs, self.config, self.size = prior, jobs, config, size
+        self.parts = parts
+        self.has_own = any(job.config is not None for job in jobs)
         self.waiting = collections.deque(queue)
         self.budget = diip.budget(config, size)
         self.at, self.programs = at, programs
@@ -427,7 +486,9 @@ class _Bucket:
     def _empty_lanes(self, num_lanes: int) -> tuple[list[_Owner | None], Lanes]:
         """Return empty lanes, a multiple of the number of devices, and no owners."""
         count = -(-num_lanes // self.num_devices) * self.num_devices
-        shapes = _abstract_lanes(self.size, self.config, count)
+        shapes = _abstract_lanes(
+            self.size, self.config, count, self.parts, has_own=self.has_own
+        )
         # Zeros of the host: those of the device would be a program to compile.
         lanes = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
         # Committed to their device, as what a cached trace returns is: otherwise the
@@ -457,14 +518,20 @@ class _Bucket:
     def _lane(self, image: "_Image", owner: _Owner) -> Lanes:
         """Return one lane with a start of an image, where it begins or goes on."""
         job, schedule = self.jobs[owner.job], self.prior.card.schedule
+        config, parts = self._settings(job), self.parts
         if owner.start in job.states:
-            state = diip.resumed(job.states[owner.start], self.size, self.config)
+            state = diip.resumed(job.states[owner.start], self.size, config, parts)
         else:
             key = devices.put(job.key, devices.whole(self.at))
-            state = _begin(image.y, key, self.config, image.seen, schedule, owner.start)
+            which = schedule, owner.start, parts
+            state = _begin(image.y, key, config, image.seen, *which)
         seen = None if image.seen is None else image.seen._replace(noise=None)
         alive = diip.is_unfinished(state, self.budget)
-        return Lanes(jnp.asarray(image.y), state, alive, seen)
+        own = _numbers(config) if self.has_own else None
+        return Lanes(jnp.asarray(image.y), state, alive, seen, own)
+
+    def _settings(self, job: Job) -> DIIPConfig:
+        return self.config if job.config is None else job.config
 
     def _image_of(self, index: int) -> "_Image":
         """Return a job's image on its canvas, with what it says; the last one is kept.
@@ -475,16 +542,17 @@ class _Bucket:
         """
         if self.image is None or self.image.job != index:
             job = self.jobs[index]
+            config = self._settings(job)
             y = np.asarray(job.load())
-            diip.check(self.prior, y, self.config)
+            diip.check(self.prior, y, config)
             if y.shape[:2] != tuple(job.size):
                 raise ValueError(
                     f"image has height and width {y.shape[:2]}, but its job says "
                     f"{tuple(job.size)}; give the size of what load returns"
                 )
             y, seen = canvas.place(y.astype(np.float32), self.size), None
-            if matched.is_needed(self.config):
-                seen = self.programs.prepare(self.prior, jnp.asarray(y), self.config)
+            if matched.is_needed(config):
+                seen = self.programs.prepare(self.prior, jnp.asarray(y), config)
             self.image = _Image(index, y, seen)
         return self.image
 
@@ -595,7 +663,20 @@ def _largest_batch(size: tuple[int, int]) -> int:
     return 4 if math.prod(size) <= LARGE_CANVAS else 1
 
 
-def _abstract_lanes(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -> Lanes:
+def _numbers(config: DIIPConfig) -> DIIPConfig:
+    """Return settings with the numbers that iterations use, float32 under x64 too."""
+    looked = config.replace(start_noise=None, noise_level=None)  # only of the look at y
+    return jax.tree.map(jnp.float32, looked)
+
+
+def _abstract_lanes(
+    size: tuple[int, int],
+    config: DIIPConfig,
+    num_lanes: int,
+    parts: diip.Parts = diip.PARTS,
+    *,
+    has_own: bool = False,
+) -> Lanes:
     """Return shapes and dtypes of lanes for canvases of this size."""
 
     def lane(config: DIIPConfig) -> Lanes:
@@ -603,8 +684,9 @@ def _abstract_lanes(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -
         if matched.is_needed(config):
             timesteps = jnp.zeros(config.num_steps, jnp.int32)
             seen = matched.Start(None, timesteps, jnp.float32(0))
-        state = diip.start(blank, jax.random.key(0), config)
-        return Lanes(blank, state, jnp.bool_(False), seen)
+        state = diip.start(blank, jax.random.key(0), config, parts=parts)
+        own = _numbers(config) if has_own else None
+        return Lanes(blank, state, jnp.bool_(False), seen, own)
 
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((num_lanes, *a.shape), a.dtype),
@@ -612,7 +694,7 @@ def _abstract_lanes(size: tuple[int, int], config: DIIPConfig, num_lanes: int) -
     )
 
 
-_begin = jax.jit(diip.start, static_argnames="schedule")
+_begin = jax.jit(diip.start, static_argnames=("schedule", "parts"))
 
 
 def abstract_state(
@@ -716,6 +798,7 @@ def iterate(
     config: DIIPConfig | None = None,
     *,
     every: int = 10,
+    parts: diip.Parts = diip.PARTS,
 ) -> Iterator[Moment]:
     """Restore one image and yield it as it develops; the last one is the answer.
 
@@ -725,6 +808,7 @@ def iterate(
         key: key of the random start, as for `diip.restore`.
         config: the settings; the prior's preset if None.
         every: iterations between two images.
+        parts: as for `run`.
 
     Raises:
         ValueError: the image cannot be restored so.
@@ -732,7 +816,7 @@ def iterate(
     diip.check_count("every", every)
     job = Job((y.shape[0], y.shape[1]), lambda: y, key)
     answers: dict[int, diip.Restoration] = {}
-    for report in run(prior, [job], config, chunk=every):
+    for report in run(prior, [job], config, chunk=every, parts=parts):
         for failure in report.failed:
             raise failure.error
         for lane in [*report.running, *report.finished]:
@@ -762,13 +846,14 @@ def restore_many(
     prior: Prior,
     images: Sequence[np.ndarray],
     key: jax.Array,
-    config: DIIPConfig | None = None,
+    config: DIIPConfig | Sequence[DIIPConfig] | None = None,
     *,
     num_lanes: int | None = 1,
     chunk: int | Callable[[], int] = 10,
     sharding: jax.sharding.Sharding | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     traces: Path | None = None,
+    parts: diip.Parts = diip.PARTS,
 ) -> list[diip.Restoration]:
     """Restore images of any sizes; image i starts from `fold_in(key, i)`.
 
@@ -776,13 +861,15 @@ def restore_many(
         prior: the frozen model.
         images: degraded images, each (H, W, 3) in [0, 1].
         key: key of the random starts.
-        config: the settings; the prior's preset if None.
+        config: the settings, or one for each image, which differ in numbers alone; the
+            prior's preset if None.
         num_lanes: as for `run`, like what follows.
         chunk: iterations between two questions to `should_stop`.
         sharding: of the lanes over devices.
         should_stop: when true, images are returned as they stand, those that were not
             begun as they came, for `StopReason.INTERRUPTED`.
         traces: folder that keeps what was traced.
+        parts: in the place of the paper's.
 
     Returns:
         Restorations in the order of the images, on the host.
@@ -790,14 +877,14 @@ def restore_many(
     Raises:
         ValueError: an image cannot be restored; nothing was begun.
     """
-    config = prior.card.preset if config is None else config
-    diip.check_config(config)
     images = [np.asarray(y) for y in images]
-    _check_images(prior, images, config)
+    config, own = _run_s_and_own(prior, config, len(images))
+    _check_images(prior, images, [config if c is None else c for c in own])
     jobs = [
         Job((y.shape[0], y.shape[1]), lambda y=y: y, jax.random.fold_in(key, i))
         for i, y in enumerate(images)
     ]
+    jobs = [job._replace(config=c) for job, c in zip(jobs, own, strict=True)]
     done: list[dict[int, diip.Restoration]] = [{} for _ in jobs]
     damage: dict[int, float | None] = {}
     for report in run(
@@ -809,6 +896,7 @@ def restore_many(
         sharding=sharding,
         should_stop=should_stop,
         traces=traces,
+        parts=parts,
     ):
         for failure in report.failed:
             raise failure.error
@@ -818,26 +906,44 @@ def restore_many(
     answers = []
     for i, y in enumerate(images):
         starts = [done[i][start] for start in sorted(done[i])]
-        starts = starts or [_not_begun(y, jobs[i].key, config)]
+        starts = starts or [_not_begun(y, jobs[i].key, config, parts)]
         answers.append(combine(starts, y, damage.get(i)))
     return answers
 
 
+def _run_s_and_own(
+    prior: Prior, config: DIIPConfig | Sequence[DIIPConfig] | None, count: int
+) -> tuple[DIIPConfig, Sequence[DIIPConfig | None]]:
+    """Return the settings of a run, and of each of its images where they have some."""
+    if config is None or isinstance(config, DIIPConfig):
+        config = prior.card.preset if config is None else config
+        diip.check_config(config)
+        return config, [None] * count
+    if len(config) != count:
+        raise ValueError(
+            f"there are {len(config)} settings for {count} images; give one for each, "
+            "or one for all"
+        )
+    return config[0] if config else prior.card.preset, config
+
+
 def _check_images(
-    prior: Prior, images: Sequence[np.ndarray], config: DIIPConfig
+    prior: Prior, images: Sequence[np.ndarray], configs: Sequence[DIIPConfig]
 ) -> None:
     """Reject images that cannot be restored, and say which."""
-    for i, y in enumerate(images):
+    for i, (y, config) in enumerate(zip(images, configs, strict=True)):
         try:
             diip.check(prior, y, config)
         except ValueError as error:
             raise ValueError(f"image {i}: {error}") from error
 
 
-def _not_begun(y: np.ndarray, key: jax.Array, config: DIIPConfig) -> diip.Restoration:
+def _not_begun(
+    y: np.ndarray, key: jax.Array, config: DIIPConfig, parts: diip.Parts
+) -> diip.Restoration:
     """Return the answer of an image that no lane took: the image itself."""
     height, width, _ = y.shape
-    state = _begin(y.astype(np.float32), key, config)
+    state = _begin(y.astype(np.float32), key, config, parts=parts)
     return jax.device_get(diip.result(state, (height, width), budget=1))._replace(
         image=y.astype(np.float32)
     )

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,14 +26,49 @@ from diip_jax.schedule import Schedule
 from diip_jax.unets import adm, ddpm
 
 CARD_SCHEMA = "diip.prior/1"
-FAMILIES: Mapping[str, tuple[type, type[nn.Module]]] = {
+_families: dict[str, tuple[type, type[nn.Module]]] = {
     "adm": (adm.ADMConfig, adm.ADMUNet),
     "ddpm": (ddpm.DDPMConfig, ddpm.DDPMUNet),
 }
+FAMILIES: Mapping[str, tuple[type, type[nn.Module]]] = MappingProxyType(_families)
 
 
 class PriorError(ValueError):
     """A prior is unknown, incomplete or does not fit; the message says the remedy."""
+
+
+def register(name: str, config_class: type, network_class: type[nn.Module]) -> None:
+    """Make a family of networks known, so that cards may name it.
+
+    To be called where the family is defined, in each process that uses it. Registering
+    a class again, as a notebook does, replaces it.
+
+    Args:
+        name: the family of a card.
+        config_class: dataclass of the architecture, of numbers, strings, booleans and
+            tuples of these. It has `image_size`, the side of the training pictures in
+            pixels; `stride`, of which the sides of a canvas are multiples; and
+            `num_channels` of the first level, from which memory is estimated.
+        network_class: Flax module `network_class(config, dtype=..., remat_blocks=...)`
+            with the methods of `unets.adm.ADMUNet`: `condition(t)` of timesteps,
+            `__call__(x, conditioning)` that returns eps of x (N, H, W, 3), float32, and
+            `initialise(x, t)`, which uses every parameter.
+
+    Raises:
+        ValueError: the name is that of another family.
+    """
+    there = _families.get(name)
+    pair = config_class, network_class
+    if there is not None and [*map(_full_name, there)] != [*map(_full_name, pair)]:
+        raise ValueError(
+            f"family {name!r} is {_full_name(there[1])}; register {network_class} "
+            "under another name"
+        )
+    _families[name] = pair
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +119,10 @@ class Card:
             raise PriorError(f"card has schema {schema!r}, expected {CARD_SCHEMA!r}")
         if fields["family"] not in FAMILIES:
             known = ", ".join(sorted(FAMILIES))
-            raise PriorError(f"card names family {fields['family']!r}; known: {known}")
+            raise PriorError(
+                f"card names family {fields['family']!r}; known: {known}; others by "
+                "prior.register"
+            )
         config_class, _ = FAMILIES[fields["family"]]
         fields["architecture"] = config_class(**_tuples(fields["architecture"]))
         fields["schedule"] = Schedule(**fields["schedule"])
@@ -115,7 +154,10 @@ def network(card: Card, config: DIIPConfig = PAPER) -> nn.Module:
 
 
 def abstract_params(card: Card) -> Any:
-    """Return the shapes and dtypes of a card's weights, as a pytree."""
+    """Return the shapes of a card's weights as a pytree of float32.
+
+    Weights may also be stored as bfloat16; the network widens those that it uses.
+    """
     unet = network(card)
     side = card.architecture.stride
     # Shapes alone: no array, and so no backend, is needed to know them.
@@ -220,6 +262,7 @@ def load(name_or_path: str | Path) -> Prior:
     """Load a bundled prior by name, or any prior from its folder.
 
     Its weights are on JAX's default device, so that no call has to copy them there.
+    Those that are stored as bfloat16 stay so, and take half of the memory.
 
     Raises:
         PriorError: there is no such prior, or its files do not fit its card.
@@ -239,7 +282,9 @@ def load(name_or_path: str | Path) -> Prior:
     target = abstract_params(card)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((path / "params").absolute(), target)
+            folder = (path / "params").absolute()
+            target = _as_stored(target, _stored(checkpointer, folder))
+            params = checkpointer.restore(folder, target)
         _check_shapes(params, target)  # Orbax restores other shapes without a word
     except (ValueError, FileNotFoundError, KeyError) as error:
         first_line = str(error).splitlines()[0]
@@ -252,6 +297,32 @@ def load(name_or_path: str | Path) -> Prior:
     for i, leaf in enumerate(leaves):
         leaves[i] = jax.device_put(leaf)
     return Prior(jax.tree.unflatten(tree, leaves), card)
+
+
+def _stored(checkpointer: Any, folder: Path) -> Any:
+    """Return what Orbax knows of stored weights, as a pytree.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if entries.kind(folder) != "folder":
+        raise FileNotFoundError(f"{folder} is no folder")
+    stored = checkpointer.metadata(folder).item_metadata
+    if stored is None:
+        raise FileNotFoundError(f"{folder} holds no weights")
+    return stored.tree
+
+
+def _as_stored(wanted: Any, stored: Any) -> Any:
+    """Return shapes and dtypes to ask Orbax for: it would widen bfloat16."""
+
+    def one(wanted: jax.ShapeDtypeStruct, stored: Any) -> jax.ShapeDtypeStruct:
+        narrow = stored.dtype == jnp.bfloat16
+        return jax.ShapeDtypeStruct(
+            wanted.shape, stored.dtype if narrow else wanted.dtype
+        )
+
+    return jax.tree.map(one, wanted, stored)
 
 
 def _check_shapes(params: Any, target: Any) -> None:

@@ -73,3 +73,19 @@ def test_a_function_runs_where_its_axes_are_not_explicit(explicit):
 
     answer = jax.jit(lambda x: devices.in_automatic_axes(swapped, x))(x)
     np.testing.assert_array_equal(answer, [0, 2, 1, 3])
+
+
+def test_under_vmap_results_may_have_the_mapped_axis_anywhere(explicit):
+    """As what `lax.map` stacks has: its own axis is first, the mapped one second."""
+    x = jax.device_put(jnp.arange(6.0).reshape(3, 2), explicit)
+
+    def stacked(x):
+        return lax.map(lambda factor: factor * x, jnp.arange(4.0)), x.sum()
+
+    def automatic(x):
+        return devices.in_automatic_axes(stacked, x)
+
+    products, sums = jax.jit(jax.vmap(automatic))(x)
+    expected = np.einsum("f,bi->bfi", np.arange(4), np.arange(6).reshape(3, 2))
+    np.testing.assert_array_equal(products, expected)
+    np.testing.assert_array_equal(sums, [1, 5, 9])

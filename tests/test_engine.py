@@ -14,11 +14,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diip_jax import canvas, diip, engine
 from diip_jax.diip import StopReason
-from helpers import many_devices, seeded
+from helpers import many_devices, seeded, two_devices
 from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
@@ -480,6 +481,129 @@ def test_memory_is_more_than_the_weights(tiny_prior):
     assert needed > weights
 
 
+# Own parts and own settings, on a generator that compiles in a moment
+
+
+def waves(z):
+    return jnp.sin(0.75 * (z + jnp.roll(z, 1, 0)))
+
+
+WAVES = diip.Parts(
+    generator=lambda prior, config, size, timesteps: waves,
+    optimizer=lambda rate: optax.sgd(100 * rate, momentum=0.5),
+)
+
+
+def test_lanes_take_parts_as_one_image_does(tiny_prior, key):
+    pictures = images(TWELVE[:3])
+    config = CONFIG.replace(epsilon=1e-3)
+    together = engine.restore_many(
+        tiny_prior, pictures, key, config, num_lanes=2, parts=WAVES
+    )
+    for i, (y, actual) in enumerate(zip(pictures, together, strict=True)):
+        own_key = jax.random.fold_in(key, i)
+        check_same(actual, diip.restore(tiny_prior, y, own_key, config, WAVES))
+    moments = list(
+        engine.iterate(tiny_prior, pictures[0], key, config, every=5, parts=WAVES)
+    )
+    last = diip.restore(tiny_prior, pictures[0], key, config, WAVES)
+    np.testing.assert_allclose(moments[-1].image, last.image, atol=TOLERANCE)
+
+
+OWN = [
+    {"learning_rate": 0.02, "epsilon": 0.0, "k_min": 6},
+    {"learning_rate": 0.3, "epsilon": 0.0, "k_min": 12},
+    {"learning_rate": 0.02, "epsilon": 0.03, "k_min": 6},
+]
+
+
+@pytest.mark.parametrize("criterion", ["paper", "robust"])
+def test_each_image_may_have_numbers_of_its_own(tiny_prior, key, criterion):
+    """They agree with images alone, stop apart, and share one program."""
+    run_s = CONFIG.replace(criterion=criterion)
+    settings = [run_s.replace(**own) for own in OWN]
+    pictures, traced = images(TWELVE[:3]), []
+
+    def generator(*args):
+        traced.append(args)
+        return waves
+
+    parts = WAVES._replace(generator=generator)
+    together = engine.restore_many(
+        tiny_prior, pictures, key, settings, num_lanes=2, parts=parts
+    )
+    assert len(traced) <= 2  # for two lanes, and for one, when nothing waits
+    for i, (y, actual) in enumerate(zip(pictures, together, strict=True)):
+        own_key = jax.random.fold_in(key, i)
+        check_same(actual, diip.restore(tiny_prior, y, own_key, settings[i], WAVES))
+    assert len({int(one.num_iterations) for one in together}) == 3
+
+
+def test_own_settings_must_share_the_program(tiny_prior, key):
+    job, other = one_job(key)[0], CONFIG.replace(num_steps=7)
+    message = "job 0 has num_steps 7, but the run has 5; images of one run differ in"
+    with pytest.raises(ValueError, match=message):
+        list(engine.run(tiny_prior, [job._replace(config=other)], CONFIG))
+    wrong = CONFIG.replace(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"learning_rate is -1.0"):
+        list(engine.run(tiny_prior, [job._replace(config=wrong)], CONFIG))
+    with pytest.raises(ValueError, match="there are 1 settings for 2 images"):
+        engine.restore_many(tiny_prior, images(TWELVE[:2]), key, [CONFIG])
+
+
+def test_an_image_whose_noise_is_known_is_among_others(tiny_prior, key):
+    """What is known of y is of the look at y, which compiles for itself."""
+    base = CONFIG.replace(
+        start="matched", criterion="discrepancy", num_steps=1, max_iterations=2
+    )
+    settings, pictures = [base, base.replace(noise_level=0.2)], images(TWELVE[:2])
+    both = engine.restore_many(tiny_prior, pictures, key, settings, parts=WAVES)
+    second = jobs_of(pictures, key)[1]._replace(config=settings[1])
+    (report, *_) = engine.run(tiny_prior, [second], base, parts=WAVES)
+    (lane,) = [*report.finished, *report.running]
+    assert lane.damage == pytest.approx((2 * 0.2) ** 2, rel=1e-6)
+    alone = diip.restore(tiny_prior, pictures[1], second.key, settings[1], WAVES)
+    np.testing.assert_allclose(both[1].image, alone.image, atol=TOLERANCE)
+
+
+def test_a_state_of_another_optimiser_is_not_gone_on_from(tiny_prior, key):
+    with pytest.raises(ValueError, match="state is not one of criterion"):
+        diip.resumed(
+            diip.start(jnp.zeros((8, 8, 3)), key, CONFIG), (8, 8), CONFIG, WAVES
+        )
+
+
+# Under the default dtype of float64
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_default_dtype_changes_no_lane(tiny_prior, key, x64, own):
+    settings = [CONFIG.replace(**numbers) for numbers in OWN]
+    pictures = [np.float64(y) for y in images(TWELVE[:3])]
+    options = {"config": settings if own else settings[0], "num_lanes": 2}
+
+    def restored():
+        return engine.restore_many(tiny_prior, pictures, key, parts=WAVES, **options)
+
+    actual = restored()
+    jax.config.update("jax_enable_x64", False)
+    for one, expected in zip(actual, restored(), strict=True):
+        check_same(one, expected, tolerance=1e-6)  # the same numbers in two programs
+        assert one.image.dtype == one.losses.dtype == one.z.dtype == np.float32
+
+
+@pytest.mark.parametrize("start", ["random", "matched"])
+def test_lanes_with_a_network_have_no_default_dtype(tiny_prior, x64, start):
+    """Traced only: a loop whose carry changed its dtype would not trace."""
+    config = seeded.PRESET.replace(start=start, criterion="discrepancy", num_steps=1)
+    lanes = engine._abstract_lanes((8, 8), config, 2)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    after, _ = jax.eval_shape(engine.advance, tiny_prior, lanes, config, count, count)
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(
+        lambda a: a.dtype, lanes
+    )
+
+
 # Eight devices
 
 
@@ -515,6 +639,15 @@ def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
         np.testing.assert_allclose(actual["image"][i], one.image, atol=TOLERANCE)
         np.testing.assert_allclose(actual["losses"][i], one.losses, rtol=TOLERANCE)
     assert len({int(one.num_iterations) for one in expected}) >= 4
+
+
+def test_a_prior_and_lanes_may_be_on_two_devices(tmp_path):
+    """By a formula in the network's place: the slow test below has a network."""
+    found = run_on_devices(2, "two_devices", tmp_path / "two.npz")
+    expected = two_devices.restored(two_devices.prior())
+    assert len(found) == 3
+    for way, restored in found.items():
+        np.testing.assert_allclose(restored, expected, atol=TOLERANCE, err_msg=way)
 
 
 @pytest.mark.slow  # a minute: each way compiles its programs anew

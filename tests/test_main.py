@@ -1237,3 +1237,29 @@ def test_a_second_run_of_the_same_size_compiles_nothing(
     assert len(found) > 3
     again = [p for p in listing(tmp_path / "cache") if not p.endswith("atime")]
     assert again == programs
+
+
+@pytest.mark.slow  # two processes with programs of their own
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_jax_enable_x64_changes_neither_the_picture_nor_the_stop(
+    start, tmp_path, preset
+):
+    pixels = np.rint(255 * seeded.image(9, 8)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    flags = ("--image=x.png", f"--preset={preset}", "--num_steps=5")
+    # Frozen, in a loop: compiled in a fraction of the time.
+    flags += ("--gradient=frozen", "--max_iterations=6", "--save_every=2")
+    found = []
+    for x64 in ("0", "1"):
+        names = f"out{x64}.png"
+        environment = {**os.environ, "JAX_ENABLE_X64": x64, "PYTHONWARNINGS": "error"}
+        process = start(*flags, f"--output={names}", env=environment, cwd=tmp_path)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        record = json.loads((tmp_path / names).with_suffix(".json").read_text())
+        with Image.open(tmp_path / names) as restored:
+            found.append((record["stop"], np.asarray(restored, int)))
+    (stop, picture), (stop_x64, picture_x64) = found
+    assert stop["reason"] == stop_x64["reason"]
+    assert (stop["at"], stop["returned"]) == (stop_x64["at"], stop_x64["returned"])
+    assert abs(picture - picture_x64).max() <= 1  # a rounding at the edge of a level

@@ -5,17 +5,20 @@ Independent are the networks' direct application and a DDIM chain written out he
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from diip_jax import canvas, ddim, restore
 from diip_jax import prior as priors
 from diip_jax.config import DEFAULT, PAPER, DIIPConfig
-from diip_jax.prior import Card, PriorError
+from diip_jax.prior import Card, Prior, PriorError
 from diip_jax.schedule import Schedule, linear_alphas_cumprod
+from diip_jax.unets import layers
 from diip_jax.unets.adm import ADMConfig, ADMUNet
 from helpers import seeded
 
@@ -251,3 +254,94 @@ def test_bundled_priors_load(name):
     for leaf in jax.tree.leaves(prior.params):
         assert leaf.dtype == jnp.float32
         assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("layer", [layers.Dense, layers.Conv, layers.GroupNorm])
+def test_weights_in_bfloat16_compute_as_their_float32_copies(layer, dtype):
+    """They are rounded once, when they are stored."""
+    layer = layer() if layer is layers.GroupNorm else layer(32, dtype=dtype)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 4, 32)), dtype)
+    params = layer.init(jax.random.key(0), x)["params"]
+    narrow = jax.tree.map(
+        lambda a: jax.random.normal(jax.random.key(1), a.shape, jnp.bfloat16), params
+    )
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
+
+    def outcome(x, params):
+        return layer.apply({"params": params}, x).astype(jnp.float32).sum()
+
+    actual = jax.value_and_grad(outcome)(x, narrow)
+    assert actual[1].dtype == dtype
+    expected = jax.value_and_grad(outcome)(x, wide)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# Families of one's own
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainConfig:
+    """Architecture of a network of one layer."""
+
+    image_size: int
+    taps: tuple[int, ...]
+    num_channels: int = 3
+    stride: int = 1
+
+
+class Plain(nn.Module):
+    """A convolution, and a bias of the timestep."""
+
+    config: PlainConfig
+    dtype: Any = jnp.float32
+    remat_blocks: bool = False
+
+    def setup(self):
+        self.conv = layers.Conv(3, size=self.config.taps[0], padding=(1, 1))
+        self.time = layers.Dense(3)
+
+    def condition(self, t):
+        return self.time(jnp.asarray(t)[..., None] / 1000)
+
+    def __call__(self, x, conditioning):
+        return self.conv(x) + conditioning
+
+    def initialise(self, x, t):
+        return self(x, self.condition(t))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Return a prior of a registered family, which the test's end makes unknown."""
+    monkeypatch.setattr(priors, "_families", dict(priors._families))
+    monkeypatch.setattr(priors, "FAMILIES", priors._families)
+    priors.register("plain", PlainConfig, Plain)
+    card = seeded.card(PlainConfig(16, (3,)), family="plain")
+    shapes = priors.abstract_params(card)
+    return Prior(jax.tree.map(lambda a: jnp.full(a.shape, 0.1), shapes), card)
+
+
+def test_a_registered_family_is_saved_loaded_and_restores(plain, tmp_path, key):
+    priors.save(tmp_path / "plain", plain)
+    loaded = priors.load(tmp_path / "plain")
+    assert loaded.card == plain.card
+    config = DIIPConfig(num_steps=2, max_iterations=3, criterion="never")
+    answer = restore(loaded, seeded.image(8, 9), key, config)
+    assert answer.losses[2] < answer.losses[0]
+    eps = seeded.predicted(loaded, np.ones((8, 8, 3), np.float32), 500)
+    # 27 taps of 0.1 and a bias inside; 0.1 * 0.5 and a bias of the time.
+    np.testing.assert_allclose(eps[4, 4], 2.7 + 0.1 + 0.05 + 0.1, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_name_belongs_to_one_family():
+    priors.register("plain", PlainConfig, Plain)  # as a notebook does
+    with pytest.raises(ValueError, match="family 'adm' is diip_jax.unets.adm.ADMUNet"):
+        priors.register("adm", PlainConfig, Plain)
+    assert priors.FAMILIES["adm"][0] is ADMConfig
+
+
+def test_the_families_are_changed_by_registering_alone():
+    with pytest.raises(TypeError):
+        priors.FAMILIES["adm"] = (PlainConfig, Plain)

@@ -42,24 +42,6 @@ class Image:
         return int(values.item())  # one value: nothing of another version
 
 
-class Record:
-    """The JSON beside it."""
-
-    def __init__(self, folder):
-        self.path = folder / "x.json"
-
-    def write(self, version):
-        content = {"schema": record.SCHEMA, "version": version, "more": [version] * 99}
-        record.write(self.path, content)
-
-    def read(self):
-        if not self.path.exists():
-            return None
-        content = record.read(self.path)
-        assert content["more"] == [content["version"]] * 99
-        return content["version"]
-
-
 class Result:
     """A picture and its record, one after the other."""
 
@@ -206,8 +188,8 @@ def numbered_prior(version):
     return seeded.prior(smallest, seed=version, name=str(version))
 
 
-KINDS = (Image, Record, Result, NewResult, Trace, Run, State, ConvertedPrior, Download)
-REPLACED = (Image, Record, Result, Run, State, ConvertedPrior)
+KINDS = (Image, Result, NewResult, Trace, Run, State, ConvertedPrior, Download)
+REPLACED = (Image, Result, Run, State, ConvertedPrior)
 
 
 def photo():

@@ -155,7 +155,26 @@ def decide(
             result.failed.append((source.path, str(error)))
     result = _without_collisions(result)
     _refuse_inputs(sources, result.tasks, options)
-    return result
+    return result if options.overwrite else _without_foreign(result)
+
+
+def _without_foreign(plan: Plan) -> Plan:
+    """Fail the photos in whose place somebody's own picture is.
+
+    This program leaves no picture without a record.
+    """
+    tasks, failed = [], list(plan.failed)
+    for task in plan.tasks:
+        free = task.to_stdout or not entries.is_file(task.output)
+        if free or record.read(task.record_path) is not None:
+            tasks.append(task)
+            continue
+        reason = (
+            f"cannot write {task.output}: a picture without a record is there, which "
+            "this program did not write; choose another --output, or pass --overwrite"
+        )
+        failed.append((task.source.path, reason))
+    return Plan(tasks, plan.finished, failed)
 
 
 def _without_collisions(plan: Plan) -> Plan:

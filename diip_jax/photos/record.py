@@ -248,18 +248,6 @@ def sha256(content: Path | io.BytesIO) -> str:
         raise images.ImageError(f"cannot read {content}: {reason}") from error
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a record; the file appears whole or not at all.
-
-    Raises:
-        ImageError: the file cannot be written.
-    """
-    try:
-        storage.write_bytes(path, _encode(content))
-    except OSError as error:
-        raise images.unwritable(path, error) from error
-
-
 def write_beside(picture: Path, data: bytes, content: Mapping[str, Any]) -> None:
     """Write a picture, and beside it its record.
 

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from diip_jax.printable import printable
 
 EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_FILE, EXIT_WEIGHTS = 0, 1, 2, 4, 5
 EXIT_MEMORY, EXIT_DIVERGED, EXIT_INTERRUPTED = 6, 8, 130
@@ -53,9 +55,16 @@ class _Help(
         return super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that repeats no flag to the terminal as it was given."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         "python -m diip_jax.training",
         description=__doc__,
         epilog=EXIT_CODES,
@@ -282,7 +291,8 @@ def _tell(events: Any, given: argparse.Namespace, say: Any) -> None:
         for event in events:
             if isinstance(event, Interval):
                 for name in event.broken:
-                    tqdm.write(f"cannot decode {name}; another one is used", sys.stderr)
+                    text = printable(f"cannot decode {name}; another one is used")
+                    tqdm.write(text, sys.stderr)
                 bar.set_postfix_str(
                     f"step {event.step}, loss {event.loss:.4f}{validated}, "
                     f"{event.images_per_second:.1f} images/s",
@@ -343,7 +353,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from diip_jax import images
+from diip_jax import entries, images
 from diip_jax.images import ImageError
 
 HASHED_BYTES = 2**16  # of a file, from its start; they and its size decide its part
@@ -107,12 +107,14 @@ def find(
     Raises:
         DataError: fewer than two pictures are usable.
     """
-    places = [place for folder in folders for place in _places(folder)]
+    walked = [place for folder in folders for place in _places(folder)]
+    places = [place for place in walked if isinstance(place, Place)]
+    unreadable = [place for place in walked if not isinstance(place, Place)]
     least = round(side / LARGEST_ENLARGEMENT)
     with futures.ThreadPoolExecutor() as pool:
         looked = list(pool.map(functools.partial(_look, least=least), places))
     found = [picture for picture in looked if isinstance(picture, Picture)]
-    rejected = [reason for reason in looked if not isinstance(reason, Picture)]
+    rejected = unreadable + [r for r in looked if not isinstance(r, Picture)]
     if len(found) < 2:
         why = f"; {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         raise DataError(
@@ -128,30 +130,60 @@ def find(
     return Pictures(train, validation, rejected)
 
 
-def _places(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield pictures and members of zip files, in the order of their names."""
-    if not folder.exists():
+class Place(NamedTuple):
+    """A file to look at: a picture, or a member of a zip file."""
+
+    path: Path
+    member: str | None = None
+
+
+def _places(folder: Path) -> Iterator[Place | tuple[str, str]]:
+    """Yield places in the order of their names; of what cannot be read, why.
+
+    Raises:
+        DataError: nothing is there, or a zip file cannot be read.
+    """
+    try:
+        kind = entries.kind(folder)
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
+    if kind == "nothing":
         raise DataError(f"{folder} does not exist; give a folder of pictures")
-    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
-    for path in files:
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.suffix.lower() != ".zip":
-            if path.suffix.lower() in images.READABLE_SUFFIXES:
-                yield path, None
-            continue
-        try:
-            members = sorted(_opened(path, os.getpid()).namelist())
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{path} is no zip file that can be read: {error}"
-            ) from error
-        for member in members:
-            if Path(member).suffix.lower() in images.READABLE_SUFFIXES:
-                yield path, member
+    yield from _walk(folder) if kind == "folder" else _in_file(folder)
 
 
-def _look(place: tuple[Path, str | None], least: int) -> Picture | tuple[str, str]:
+def _walk(folder: Path) -> Iterator[Place | tuple[str, str]]:
+    """Yield the places in a folder and its subfolders; no link to a folder counts."""
+    try:
+        inside = entries.listing(folder)
+    except OSError as error:
+        yield str(folder), f"cannot be read: {error.strerror or error}"
+        return
+    for entry in inside:
+        if entry.kind == "folder" and not entry.is_link:
+            yield from _walk(entry.path)
+        elif entry.kind == "file" and not entry.path.name.startswith("."):
+            yield from _in_file(entry.path)
+        elif entry.kind is None:
+            yield str(entry.path), "cannot be read: the system does not tell what it is"
+
+
+def _in_file(path: Path) -> Iterator[Place]:
+    """Yield a picture, or the pictures in a zip file."""
+    if path.suffix.lower() != ".zip":
+        if path.suffix.lower() in images.READABLE_SUFFIXES:
+            yield Place(path)
+        return
+    try:
+        members = sorted(_opened(path, os.getpid()).namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no zip file that can be read: {error}") from error
+    for member in members:
+        if Path(member).suffix.lower() in images.READABLE_SUFFIXES:
+            yield Place(path, member)
+
+
+def _look(place: Place, least: int) -> Picture | tuple[str, str]:
     """Return a picture by its header, or its name and why it cannot be used."""
     picture = Picture(*place, is_grey=False, part=0)
     try:

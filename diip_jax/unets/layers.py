@@ -17,9 +17,9 @@ Conditioning = tuple[Time, ...]  # of all residual blocks, in order
 
 
 def _weights(layer: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
-    """Return a parameter of a layer: float32, whatever JAX's default is."""
+    """Return a parameter of a layer: float32, as whatever it is stored."""
     initial = nn.initializers.ones if name == "scale" else nn.initializers.zeros
-    return layer.param(name, initial, shape, jnp.float32)
+    return layer.param(name, initial, shape, jnp.float32).astype(jnp.float32)
 
 
 class Dense(nn.Module):

@@ -1,11 +1,14 @@
 """From a checkpoint file to a prior: every tensor once, every fact told by somebody."""
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from checkpoints_convert import convert, diffusers, guided_diffusion, reader, registry
 from checkpoints_convert.convert import Request
 from checkpoints_convert.tensors import ConversionError, FactsError
+from diip_jax import prior as priors
 from diip_jax.config import PAPER
 from diip_jax.schedule import Schedule
 from helpers import transcription
@@ -23,16 +26,33 @@ from helpers.checkpoints import (
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_precisions_become_float32(tmp_path, dtype):
-    import ml_dtypes
-
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+def test_other_precisions_become_float32_but_bfloat16_stays(tmp_path, dtype):
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     original = np.linspace(-1, 1, 6).reshape(2, 3).astype(kind)
     path = save(tmp_path / "x.safetensors", {"a": original})
     with reader.open_tensors(path) as tensors:
         leaf = convert.to_flax(tensors["a"], 2)
-    assert leaf.dtype == np.float32
-    np.testing.assert_array_equal(leaf, original.T.astype(np.float32))
+    assert leaf.dtype == (kind if dtype == "bfloat16" else np.float32)
+    np.testing.assert_array_equal(
+        leaf.astype(np.float32), original.T.astype(np.float32)
+    )
+
+
+def test_a_checkpoint_in_bfloat16_stays_so_from_end_to_end(tmp_path):
+    """Converted, saved and loaded: half of the bytes, and the same numbers."""
+    weights = {n: a.astype(ml_dtypes.bfloat16) for n, a in adm_weights().items()}
+    path = save(tmp_path / "x.safetensors", weights)
+    facts = {"architecture": ADM_FACTS, "schedule": LINEAR}
+    prior = convert.convert(path, Request(**facts))
+    priors.save(tmp_path / "prior", prior)
+    loaded = priors.load(tmp_path / "prior")
+    for before, after in zip(
+        jax.tree.leaves(prior.params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        assert before.dtype == after.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(before, np.asarray(after))
+    size = sum(f.stat().st_size for f in (tmp_path / "prior").rglob("*"))
+    assert size < 1.3 * path.stat().st_size  # and what Orbax writes about the arrays
 
 
 def test_every_name_must_match():

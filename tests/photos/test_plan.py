@@ -110,8 +110,24 @@ def test_a_file_of_somebody_else_is_not_replaced_unasked(tiny_prior, tmp_path):
         tiny_prior, [source], options=dataclasses.replace(ONE, overwrite=True)
     )
     assert len(decided.tasks) == 1
-    record.write(tmp_path / "x_diip.json", {"schema": record.SCHEMA})  # ours
+    ours = {"schema": record.SCHEMA}
+    record.write_beside(tmp_path / "x_diip.png", b"", ours)
     assert len(planned(tiny_prior, [source]).tasks) == 1
+
+
+def test_a_picture_without_a_record_is_not_replaced_unasked(tiny_prior, tmp_path):
+    """A picture of this program always has one beside it."""
+    source, named = save(tmp_path / "x.png"), tmp_path / "named.png"
+    save(named)
+    save(tmp_path / "x_diip.png", seed=1)
+    for options in (ONE, dataclasses.replace(ONE, output=str(named))):
+        decided = planned(tiny_prior, [source], options=options)
+        assert not decided.tasks
+        reason = decided.failed[0][1]
+        assert "a picture without a record is there" in reason
+        assert "choose another --output, or pass --overwrite" in reason
+        overwriting = dataclasses.replace(options, overwrite=True)
+        assert len(planned(tiny_prior, [source], options=overwriting).tasks) == 1
 
 
 def test_a_name_too_long_for_its_saved_state_is_known_before(tiny_prior, tmp_path):
@@ -242,7 +258,6 @@ def test_a_finished_photo_keeps_its_output(tiny_prior, tmp_path):
     options = dataclasses.replace(ONE, output=str(tmp_path / "out"))
     save(tmp_path / "in" / "x.png")
     (task,) = planned(tiny_prior, [tmp_path / "in"], options=options).tasks
-    save(task.output)
     content = {
         "schema": record.SCHEMA,
         "status": "ok",
@@ -250,7 +265,8 @@ def test_a_finished_photo_keeps_its_output(tiny_prior, tmp_path):
         "input": {"sha256": task.sha256},
         "output": {"path": str(task.output)},
     }
-    record.write(task.record_path, content)
+    task.output.parent.mkdir()
+    record.write_beside(task.output, b"picture", content)
     save(tmp_path / "in" / "x.bmp", seed=1)
     decided = planned(tiny_prior, [tmp_path / "in"], options=options)
     assert [(p.name, o) for p, o in decided.finished] == [("x.png", task.output)]

@@ -174,15 +174,15 @@ def test_write_and_read(tmp_path):
     path = tmp_path / "x.json"
     odd = os.fsdecode(b"\xff.png")  # a name that is not UTF-8
     content = {"schema": record.SCHEMA, "a": "čeština", "b": [None, 1.5], "odd": odd}
-    record.write(path, content)
+    record.write_beside(path.with_suffix(".png"), b"picture", content)
     assert record.read(path) == content
     assert "čeština" in path.read_text("utf-8")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "x.png"]
 
 
 def test_nan_never_reaches_a_file(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write(tmp_path / "x.json", {"a": float("nan")})
+        record.write_beside(tmp_path / "x.png", b"", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 
 

@@ -1,12 +1,16 @@
 """Pictures in, crops out: what is found, split, cut and left out."""
 
+import contextlib
+import errno
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diip_jax.training import __main__ as command
 from diip_jax.training import data
 
 SIDE = 16
@@ -55,6 +59,32 @@ def test_files_that_cannot_be_used_are_listed(folder):
     rejected = dict(data.find([folder], SIDE).rejected)
     assert "6x40, smaller than 7 pixels" in rejected[str(folder / "a" / "small.png")]
     assert "cannot identify" in rejected[str(folder / "a" / "broken.png")]
+
+
+def test_what_cannot_be_walked_is_told_and_the_rest_is_used(folder, monkeypatch):
+    """A folder that nobody may read, and a link that points at itself."""
+    closed, endless = folder / "closed", folder / "endless.png"
+    save(closed, "x.png", 9)
+    endless.symlink_to(endless)
+    listing = data.entries.listing
+
+    def refused(path):
+        if path == closed:  # also for root, who may read all
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(data.entries, "listing", refused)
+    found = data.find([folder], SIDE)
+    assert len(found.train) + len(found.validation) == 6
+    assert dict(found.rejected) == {
+        str(closed): "cannot be read: Permission denied",
+        str(endless): "cannot be read: the system does not tell what it is",
+    }
+
+
+def test_a_name_that_no_file_has_is_one_clear_line():
+    with pytest.raises(data.DataError, match="cannot read .*cannot hold a NUL"):
+        data.find([Path("a\0b")], SIDE)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "tiny", "no zip"])
@@ -196,3 +226,15 @@ def test_the_whole_picture_is_cut_where_it_is_hardly_larger_than_a_crop():
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (10, 12, 3), np.uint8)  # enlarged to 16
     assert data.crop(rgb, SIDE, rng).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("flags", [["--images={}"], ["--images=x", "--{}"]])
+def test_names_reach_the_terminal_escaped(tmp_path, capsys, flags):
+    """Neither a folder's name nor a flag can clear the screen."""
+    name = "clear\x1b[2J"
+    output = f"--output={tmp_path / 'out'}"
+    with contextlib.suppress(SystemExit):  # of a flag that is not known
+        command.main([output, *(flag.format(name) for flag in flags)])
+    said = capsys.readouterr().err
+    assert "clear\\x1b[2J" in said
+    assert all(line.isprintable() for line in said.splitlines())
