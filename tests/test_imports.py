@@ -38,7 +38,8 @@ INSIDE = {
         *("loop", "__main__"),
     ],
     "bench": [
-        *("", "baselines", "baselines.restored", "operators", "baselines.forms"),
+        *("", "baselines", "baselines.restored", "baselines.ancestral", "operators"),
+        "baselines.forms",
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
         *("baselines.gibbs_ddrm", "tasks", "rivals", "methods", "cells"),

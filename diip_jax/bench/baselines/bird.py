@@ -22,8 +22,9 @@ from jax import lax
 
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms
-from diip_jax.bench.baselines.forms import Form, FormName, Operator
+from diip_jax.bench.baselines.forms import Form, FormName
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
 from diip_jax.schedule import ddim_timesteps

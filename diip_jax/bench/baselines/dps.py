@@ -4,8 +4,7 @@ Letters are the paper's: x'_{i-1} of Algorithm 1 is a step of the DDPM, and
 x_{i-1} = x'_{i-1} - zeta grad ||y - A x_0(x_i)||, through the network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,13 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
+from diip_jax.bench.baselines.ancestral import PredictStep, step_predictor
 from diip_jax.bench.baselines.ddrm import answer, check_size
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.bench.operators import Operator
-from diip_jax.prior import Prior, network, noise_predictor
+from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
 
-# eps and v, each (H, W, 3): v in [-1, 1] places the logarithm of the variance between
-# the schedule's two bounds, Eq. (15) of Nichol & Dhariwal (2021).
-PredictStep = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
 SOURCE_ENTRIES = 3 * 256**2  # of the images that zeta was chosen for
 
 
@@ -141,8 +138,7 @@ def bind(
     """Return a prior's predictor of noise and variance, and its steps.
 
     Args:
-        prior: the frozen model. Without a learned variance the schedule's smaller
-            bound, that of the posterior, is its variance.
+        prior: the frozen model.
         size: height and width of the images.
         num_steps: "leading" timesteps, the last of which is 0.
 
@@ -152,34 +148,7 @@ def bind(
     check_size(prior, size)
     length = prior.card.schedule.num_train_timesteps
     timesteps = ddim_timesteps(num_steps, length)
-    predict_noise, steps = noise_predictor(prior, prior.card.preset, timesteps)
-    if getattr(prior.card.architecture, "learn_sigma", False):
-        return _with_learned_variance(prior), steps
-
-    def predict_step(x: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
-        return predict_noise(x, conditioning), -jnp.ones_like(x)
-
-    return predict_step, steps
-
-
-def _with_learned_variance(prior: Prior) -> PredictStep:
-    """Return the predictor that also reads the channels that the UNet drops."""
-    unet = network(prior.card, prior.card.preset)
-    variables = {"params": prior.params}
-
-    def predict_step(x: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
-        applied: Any = unet.apply(
-            variables,
-            x[None],
-            conditioning,
-            capture_intermediates=lambda module, _: module.name == "out_2",
-            mutable=["intermediates"],
-        )
-        eps, kept = applied
-        (output,) = kept["intermediates"]["out_2"]["__call__"]
-        return eps[0], output[0, ..., 3:]
-
-    return predict_step
+    return step_predictor(prior, timesteps)
 
 
 def norm(r: jax.Array) -> jax.Array:

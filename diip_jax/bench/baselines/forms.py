@@ -5,7 +5,7 @@ parameters phi that the method finds together with the picture.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +13,12 @@ from flax import linen as nn
 from jax import lax
 
 from diip_jax import canvas
+from diip_jax.bench.operators import Operator
 
 FormName = Literal["identity", "affine", "kernel", "downsample", "kernel-downsample"]
 FORMS = ("identity", "affine", "kernel", "downsample", "kernel-downsample")
 CODE_SIZE = 200  # of SelfDeblur's kernel network (Ren et al., 2020), as in BIRD's code
 HIDDEN = 1000  # likewise
-
-
-class Operator(Protocol):
-    """A known degradation of pictures in [0, 1], as those of `bench.operators`."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that it takes."""
-        ...
-
-    def apply(self, x: jax.Array) -> jax.Array:
-        """Return the measurement of a picture, (H, W, 3), without noise."""
-        ...
 
 
 class Form(NamedTuple):

@@ -15,7 +15,7 @@ chosen here.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,14 +26,15 @@ from jax import lax
 
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms
-from diip_jax.bench.baselines.forms import Form, FormName, Operator
+from diip_jax.bench.baselines.ancestral import PredictStep, step_predictor
+from diip_jax.bench.baselines.forms import Form, FormName
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
-from diip_jax.prior import Prior, network, noise_predictor
+from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
 
 NUMBERS = 256 * 256 * 3  # of a picture that the released scales are for
-Predict = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]  # eps, v
 
 
 @struct.dataclass
@@ -150,7 +151,7 @@ def phi_optimizer(
 
 
 def sample(
-    predict: Predict,
+    predict: PredictStep,
     steps: ddim.Steps,
     form: Form,
     y: jax.Array,
@@ -206,34 +207,6 @@ def sample(
     return lax.scan(step, state, (steps, keys))[0]
 
 
-def predictor(prior: Prior, timesteps: Any) -> tuple[Predict, ddim.Steps]:
-    """Return what predicts noise and variance, and the steps to use it with.
-
-    v is the network's where it was trained with a variance. Elsewhere it is -1, which
-    stands for the posterior's variance.
-    """
-    predict_noise, steps = noise_predictor(prior, PAPER, timesteps)
-
-    def fixed(x_t: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
-        return predict_noise(x_t, conditioning), jnp.full(x_t.shape, -1, jnp.float32)
-
-    def learnt(x_t: jax.Array, conditioning: Any) -> tuple[jax.Array, jax.Array]:
-        # The UNet returns eps alone; its last layer is seen to give v as well.
-        seen: Any
-        _, seen = network(prior.card).apply(
-            {"params": prior.params},
-            x_t[None],
-            conditioning,
-            capture_intermediates=lambda module, _: module.name == "out_2",
-            mutable=["intermediates"],
-        )
-        eps_and_v: Any = seen["intermediates"]["out_2"]["__call__"][0][0]
-        return eps_and_v[..., :3], eps_and_v[..., 3:]
-
-    has_variance = getattr(prior.card.architecture, "learn_sigma", False)
-    return (learnt if has_variance else fixed), steps
-
-
 def restore(
     prior: Prior,
     y: jax.Array,
@@ -257,7 +230,7 @@ def restore(
     height, width = y.shape[:2] if operator is None else operator.size
     canvas.check_size(prior, PAPER, height, width)
     length = prior.card.schedule.num_train_timesteps
-    predict, steps = predictor(prior, ddim_timesteps(config.num_steps, length))
+    predict, steps = step_predictor(prior, ddim_timesteps(config.num_steps, length))
     size = canvas.canvas_size(prior, PAPER, height, width)
     form, y = forms.bind(
         operator, y, size, config.form, config.kernel_size, config.factor
