@@ -170,7 +170,21 @@ _flag("enum", "device", "auto", ["auto", "cpu", "gpu", "tpu"], "where to compute
 _flag("string", "batch_size", "auto", "images restored at the same time")
 _flag("float", "max_minutes", None, "give what is there after so long", 0)
 _flag("integer", "save_every", 0, "iterations between states to go on from; 0: none", 0)
-_flag("string", "shard", None, "I/N: only the I-th of N parts of the images, I from 1")
+_flag(
+    "string",
+    "shard",
+    None,
+    "I/N: only the I-th of N parts of the images, the same at every run, I from 1 to N "
+    "or from 0 to N-1; auto takes both from a SLURM job array, auto/N the index from "
+    "SLURM or from a Kubernetes indexed Job",
+)
+_flag(
+    "bool",
+    "distributed",
+    False,
+    "join the processes of a pod slice (jax.distributed); each restores its own part "
+    "of the images on its own devices",
+)
 _flag("integer", "max_pixels", None, "largest image accepted; 179 million", 1)
 _flag(
     "string",
@@ -259,7 +273,7 @@ def _run(patterns: Sequence[str]) -> int:
     import jax
 
     from checkpoints_convert import store
-    from diip_jax import load_prior, storage
+    from diip_jax import addresses, load_prior, storage
     from diip_jax.photos import command
 
     terminal = command.Terminal(
@@ -272,6 +286,7 @@ def _run(patterns: Sequence[str]) -> int:
     cache = _cache(storage, terminal.say)
     traces = _keep_programs(jax, cache, terminal.say)
     _choose_device(jax, terminal.say)
+    shard = _own_shard(shard, jax.process_index(), jax.process_count())
     folder = store.locate(
         FLAGS.prior,
         cache=cache or Path(os.devnull),  # where nothing can be kept
@@ -286,6 +301,7 @@ def _run(patterns: Sequence[str]) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    chosen |= {name: addresses.path(path) for name, path in _given(PATHS).items()}
     summary = command.run(
         prior,
         patterns,
@@ -406,9 +422,8 @@ def _given(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _options() -> dict[str, Any]:
-    """Return the fields of `plan.Options` that are flags."""
-    paths = {name: Path(path) for name, path in _given(PATHS).items()}
-    return {**_given(OPTIONS), **paths, "num_lanes": _num_lanes()}
+    """Return the fields of `plan.Options` that are flags, but for the paths."""
+    return {**_given(OPTIONS), "num_lanes": _num_lanes()}
 
 
 def _num_lanes() -> int | None:
@@ -420,10 +435,53 @@ def _num_lanes() -> int | None:
 
 
 def _shard() -> tuple[int, int]:
+    """Return the part of the images to restore: its index from 1, and how many.
+
+    0/N is another name of N/N, so that both ways to count name all parts.
+    """
     index, _, count = (FLAGS.shard or "1/1").partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--shard is {FLAGS.shard}; use I/N, such as 2/3")
-    return int(index), int(count)
+    if index == "auto":
+        index, count = _array_index(count)
+    numbers = index.isdecimal() and count.isdecimal()
+    if not (numbers and int(index) <= int(count) and int(count) >= 1):
+        given = FLAGS.shard if "auto" not in FLAGS.shard else f"auto: {index}/{count}"
+        raise UsageError(f"--shard is {given}; use I/N, such as 2/3")
+    return int(index) or int(count), int(count)
+
+
+def _array_index(count: str) -> tuple[str, str]:
+    """Return the index of this task of an array of jobs, and how many there are.
+
+    Args:
+        count: how many, where the flag says it, else empty.
+
+    Raises:
+        UsageError: the environment does not tell.
+    """
+    slurm = os.environ.get("SLURM_ARRAY_TASK_ID")
+    index = slurm or os.environ.get("JOB_COMPLETION_INDEX")
+    if index is None:
+        raise UsageError(
+            "--shard auto needs SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX; pass I/N"
+        )
+    if count:
+        return index, count
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    found = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
+    if not all(number.isdecimal() for number in found):
+        raise UsageError("--shard auto cannot tell how many parts; pass auto/N")
+    number, first, last, step, whole = map(int, found)
+    if last - first != step * (whole - 1):
+        raise UsageError(
+            "--shard auto: the indices of the array have gaps; pass auto/N"
+        )
+    return str((number - first) // step + 1), str(whole)
+
+
+def _own_shard(shard: tuple[int, int], process: int, count: int) -> tuple[int, int]:
+    """Return the part of a shard that one of `count` processes restores, from 0."""
+    index, shards = shard
+    return index + shards * process, shards * count
 
 
 # What a command may set for its whole process, and a library must leave alone.
@@ -499,8 +557,10 @@ def _choose_device(jax: ModuleType, say: Callable[[str], None]) -> None:
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
+        if FLAGS.distributed and not jax.distributed.is_initialized():
+            jax.distributed.initialize()
         found = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: no such processes
         raise DeviceError(str(error).splitlines()[0]) from error
     if wanted not in ("auto", found):
         raise DeviceError(

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "diip_jax"
 # From the bottom up: a room (a module or a folder of the package) imports only from
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
+    {"addresses"},
     {"entries"},
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
     | {"degradations", "noise", "ensemble", "devices"},
@@ -46,7 +47,7 @@ INSIDE = {
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
-        *("terminal", "command"),
+        *("terminal", "command", "ledger", "cluster"),
     ],
 }
 # What the numerical modules at the bottom may import besides the standard library.
@@ -65,6 +66,7 @@ FOREIGN = {
     "metrics.lpips": {"jax", "flax"},
     "degradations": {"numpy", "PIL"},
     "compilation": {"jax"},
+    "addresses": {"fsspec"},
     "entries": set(),
     "storage": {"platformdirs"},
     "unets.ops": {"jax", "numpy"},

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import diip, entries, images, matched, storage
+from diip_jax import addresses, diip, entries, images, matched, storage
+from diip_jax.addresses import Address
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
 from diip_jax.photos import find, record, sizing
@@ -85,6 +86,11 @@ class Task(NamedTuple):
         return self.output.stem == find.STANDARD
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether there is a folder for `state_path`; a store has none."""
+        return not isinstance(self.output, Address)
+
+    @property
     def record_path(self) -> Path:
         """Where the JSON record goes."""
         return self.output.with_suffix(".json")
@@ -128,9 +134,15 @@ def decide(
 
     Raises:
         OutputError: an output is an input, or there is one output for all photos.
-        UsageError: there are many photos and one clean image.
+        UsageError: there are many photos and one clean image, or states would have to
+            be kept in a store.
         ImageError: nobody may look at the folder of clean images.
     """
+    if options.save_every and addresses.is_address(options.output):
+        raise UsageError(
+            f"--save_every keeps states beside the output, and {options.output} is no "
+            "folder of this machine"
+        )
     reference = options.reference
     if many and reference is not None and _reference_kind(reference) != "folder":
         raise UsageError(
@@ -227,7 +239,7 @@ def _task(
     except ValueError as error:
         raise ImageError(f"cannot restore {source.path}: {error}") from error
     if find.is_file_name(options.output):
-        output = Path(str(options.output))
+        output = addresses.path(str(options.output))
     else:
         suffix = images.output_suffix(photo, options.ext)
         output = stem.with_name(stem.name + suffix)
@@ -243,6 +255,9 @@ def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
     """Raise ImageError where a name is too long, or somebody's file is in the way."""
     states = [task.state_path(n) for n in range(config.num_starts)]
     asides = map(storage.aside, states if options.save_every else [])
+    if isinstance(task.output, Address):
+        _check_place_in_store(task, options)
+        return
     try:
         # Where the folder is not there yet, the one above tells what names may be.
         parents = (task.output.parent, *task.output.parent.parents)
@@ -256,10 +271,25 @@ def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
         ) from error
     free = there in ("nothing", "folder") or options.overwrite  # a folder fails later
     if not free and record.read(task.record_path) is None:
-        raise ImageError(
-            f"cannot write {task.record_path}: a file is there that is no record of "
-            "this program; choose another --output, or pass --overwrite"
-        )
+        raise _in_the_way(task.record_path)
+
+
+def _check_place_in_store(task: Task, options: Options) -> None:
+    """Do as `_check_place`: a store is asked for one object, and has no states."""
+    path = task.record_path
+    try:
+        there = not options.overwrite and entries.kind(path) == "file"
+    except OSError as error:
+        raise images.unwritable(path, error) from error
+    if there and record.read(path) is None:
+        raise _in_the_way(path)
+
+
+def _in_the_way(path: Path) -> ImageError:
+    return ImageError(
+        f"cannot write {path}: a file is there that is no record of this program; "
+        "choose another --output, or pass --overwrite"
+    )
 
 
 def _reference(
@@ -357,7 +387,9 @@ def _try_to_write(task: Task, tried: set[Path]) -> None:
         ) from error
     for path in (task.output, task.record_path):
         try:
-            if folder not in tried or entries.kind(path) == "folder":
+            in_store = isinstance(path, Address)  # which knows no folder in the way
+            known = folder in tried and (in_store or entries.kind(path) != "folder")
+            if not known:
                 storage.check_writable(path)
         except OSError as error:
             raise images.unwritable(path, error) from error

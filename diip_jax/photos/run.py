@@ -203,7 +203,8 @@ class _Run:
 
     def _saved_states(self, task: Task) -> dict[int, DIIPState]:
         """Return where the starts of a killed run stood, with the same settings."""
-        if self.options.overwrite or self.perceptual is not None:
+        compares = self.perceptual is not None
+        if self.options.overwrite or compares or not task.keeps_states:
             return {}
         digest, states = self._state_digest(task), {}
         size = task.placement.size
@@ -326,7 +327,7 @@ class _Run:
             data = self._write(task, photo.photo, restored, content)
         except (ImageError, OSError) as error:
             return Outcome(task, error=str(error))
-        if complete and not task.to_stdout:
+        if complete and task.keeps_states and not task.to_stdout:
             for start in range(self.config.num_starts):
                 storage.remove(task.state_path(start))
         return Outcome(task, content, data=data)
