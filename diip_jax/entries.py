@@ -84,6 +84,37 @@ def listing(folder: Path) -> list[Entry]:
     return sorted(entries)
 
 
+def tree(folder: Path) -> list[str]:
+    """Return the names of all files below a folder, relative to it; none is an answer.
+
+    A store is asked by one listing.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    check_name(folder)
+    if isinstance(folder, Address):
+        return folder.tree() if kind(folder) == "folder" else []
+    found = []
+    for base, _, names in os.walk(folder):
+        below = Path(base).relative_to(folder)
+        found += [(below / name).as_posix() for name in names]
+    return found
+
+
+def version(path: Path) -> str | None:
+    """Return what differs where the content of a file does; None if nobody tells.
+
+    Raises:
+        OSError: nothing is there.
+    """
+    if isinstance(path, Address):
+        found = path.find()
+        return None if found is None else found.version
+    about = os.stat(path)
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
 def resolved(path: Path) -> Path:
     """Return a path without links, as far as the system tells."""
     if isinstance(path, Address):

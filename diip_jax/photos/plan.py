@@ -156,18 +156,54 @@ def decide(
             result.failed.append((source.path, source.problem))
             continue
         try:
-            sha256 = record.sha256(source.content())
-            earlier = _finished(stem, settings_digest, sha256, options)
-            if many and earlier is not None and not options.overwrite:
-                result.finished.append((source.path, earlier))
+            decided = decide_one(
+                prior, source, stem, settings_digest, config, options, many=many
+            )
+            if isinstance(decided, Task):
+                result.tasks.append(decided)
             else:
-                task = _task(prior, source, stem, sha256, config, options)
-                result.tasks.append(task)
+                result.finished.append((source.path, decided))
         except (ImageError, find.InputError) as error:
             result.failed.append((source.path, str(error)))
     result = _without_collisions(result)
     _refuse_inputs(sources, result.tasks, options)
     return result
+
+
+def decide_one(
+    prior: Prior,
+    source: find.Source,
+    stem: Path,
+    settings_digest: str,
+    config: DIIPConfig,
+    options: Options,
+    *,
+    many: bool = True,
+    is_free: bool = False,
+) -> Task | Path:
+    """Look at one input; return its task, or the output that an earlier run left.
+
+    Args:
+        prior: the frozen model, whose card is enough.
+        source: the input.
+        stem: where its output goes, without the extension.
+        settings_digest: of `digest`.
+        config: the settings.
+        options: of the command.
+        many: finished photos are passed over.
+        is_free: no record is at the output, which then need not be asked for.
+
+    Raises:
+        ImageError: it cannot be restored, or its output cannot be written.
+        InputError: it has no clean image.
+    """
+    sha256 = record.sha256(source.content())
+    earlier = None
+    if not is_free:
+        earlier = _finished(stem, settings_digest, sha256, options)
+    if many and earlier is not None and not options.overwrite:
+        return earlier
+    return _task(prior, source, stem, sha256, config, options, is_free)
 
 
 def _without_collisions(plan: Plan) -> Plan:
@@ -231,6 +267,7 @@ def _task(
     sha256: str,
     config: DIIPConfig,
     options: Options,
+    is_free: bool,
 ) -> Task:
     photo = images.read(source.content(), max_pixels=options.max_pixels)
     size = photo.rgb.shape[0], photo.rgb.shape[1]
@@ -246,7 +283,8 @@ def _task(
     _check_format(photo, output)
     reference = _reference(source, size, options)
     task = Task(source, output, sha256, size, placement, reference)
-    if not task.to_stdout:
+    asked = not (is_free and isinstance(output, Address))
+    if asked and not task.to_stdout:
         _check_place(task, config, options)
     return task
 
