@@ -193,10 +193,10 @@ def main() -> None:
     parser.add_argument("--naps", type=int, default=128)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
-    found: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     if "paper" in flags.parts:
-        found["paper"] = on_paper()
-        print(json.dumps(found["paper"], indent=1))
+        rows.append({"part": "paper", **on_paper()})
+        print(json.dumps(rows[-1], indent=1))
     if set(flags.parts) & {"rows", "workers"}:
         # Workers are otherwise given way to all else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -217,18 +217,19 @@ def main() -> None:
         if "workers" in flags.parts:
             (Path(folder) / "few").mkdir()
             few = photos(Path(folder) / "few", flags.naps)
-            found["workers"] = [measure(few, n, Sleeper) for n in (1, 4)]
-            one, four = (row["since_the_first_began"] for row in found["workers"])
+            naps = [measure(few, n, Sleeper) for n in (1, 4)]
+            rows += [{"part": "workers", **row} for row in naps]
+            one, four = (row["since_the_first_began"] for row in naps)
             print(
                 f"{one:.2f} photos/s with 1 worker, {four:.2f} with 4: {four / one:.2f}"
             )
         if "rows" in flags.parts:
             (Path(folder) / "many").mkdir()
             many = photos(Path(folder) / "many", flags.rows)
-            found["rows"] = measure(many, 1, Stub)
-            print(json.dumps(found["rows"], indent=1))
+            rows.append({"part": "rows", **measure(many, 1, Stub)})
+            print(json.dumps(rows[-1], indent=1))
     if flags.json:
-        flags.json.write_text(json.dumps(found, indent=1) + "\n")
+        cases.write(flags.json, rows)
 
 
 if __name__ == "__main__":
