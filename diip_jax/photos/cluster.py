@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import queue
+import socket
 import threading
 import time
 import warnings
@@ -50,6 +51,7 @@ HEADER_BYTES = 2**16
 REQUESTS = 16  # of a task, that do not wait for each other
 TASK_CPUS = 0.25  # a task that reads or writes mostly waits
 SMALLEST_TILE = 64
+REACH_SECONDS = 10
 RETRIES = 3  # of a batch whose machine died, before its photos are tried alone
 
 
@@ -380,15 +382,23 @@ class _connected:
         else:
             options["address"] = address
         try:
+            _reach(address)
             with warnings.catch_warnings():  # JAX's, of processes that are begun
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ClusterError(
                 f"no Ray cluster at {address} ({reason}); start one with `ray start "
                 "--head`, or pass --cluster local"
             ) from error
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody answers; Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 
 def _ray() -> Any:
