@@ -416,7 +416,8 @@ def bucket(place):
         skip_instance_cache=True,
         use_listings_cache=False,
     )
-    client.mkdir("bucket")
+    if not client.exists("bucket"):  # all servers of a process have the same buckets
+        client.mkdir("bucket")
     yield client, variables
     server.stop()
 
