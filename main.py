@@ -92,6 +92,7 @@ ERRORS = {
     "ConversionError": EXIT_WEIGHTS,
     "MemoryError": EXIT_MEMORY,
     "DeviceError": EXIT_DEVICE,
+    "ClusterError": EXIT_DEVICE,
 }
 
 
@@ -99,14 +100,16 @@ def _flag(kind: str, *args: Any, **kwargs: Any) -> None:
     getattr(flags, f"DEFINE_{kind}")(*args, flag_values=FLAGS, **kwargs)
 
 
+_PRIOR = "a bundled prior, a public checkpoint, a folder, an address"
+_IMAGE = "file, folder, glob, address such as s3://bucket/scans/, or - for stdin"
 _PRESET = "the preset's"  # shown as the default of a setting
-_flag("multi_string", "image", [], "file, folder, glob or - for stdin", short_name="i")
+_flag("multi_string", "image", [], _IMAGE, short_name="i")
 _flag(
     "string",
     "output",
     None,
-    "file if it ends like an image, else folder; - for stdout; NAME_diip.png beside "
-    "the image, or results/ for many",
+    "file if it ends like an image, else folder, or the address of one; - for stdout; "
+    "NAME_diip.png beside the image, or results/ for many",
     short_name="o",
 )
 _flag("bool", "recursive", False, "look in subfolders too", short_name="r")
@@ -126,7 +129,7 @@ _flag(
     "restore again what is finished or half done, and replace a picture or JSON file "
     "that this program did not write: its pictures have a record beside them",
 )
-_flag("string", "prior", "natural64", "a bundled prior, a public checkpoint, a folder")
+_flag("string", "prior", "natural64", _PRIOR)
 _flag("bool", "offline", False, "never touch the network")
 _flag("integer", "seed", 0, "of the random start; the same on every device", 0)
 _flag(
@@ -170,7 +173,31 @@ _flag("enum", "device", "auto", ["auto", "cpu", "gpu", "tpu"], "where to compute
 _flag("string", "batch_size", "auto", "images restored at the same time")
 _flag("float", "max_minutes", None, "give what is there after so long", 0)
 _flag("integer", "save_every", 0, "iterations between states to go on from; 0: none", 0)
-_flag("string", "shard", None, "I/N: only the I-th of N parts of the images, I from 1")
+_flag(
+    "string",
+    "shard",
+    None,
+    "I/N: only the I-th of N parts of the images, the same at every run, I from 1 to N "
+    "or from 0 to N-1; auto takes both from a SLURM job array, auto/N the index from "
+    "SLURM or from a Kubernetes indexed Job",
+)
+_flag(
+    "bool",
+    "distributed",
+    False,
+    "join the processes of a pod slice (jax.distributed); each restores its own part "
+    "of the images on its own devices",
+)
+_flag(
+    "string",
+    "cluster",
+    None,
+    "address of a Ray cluster, auto for the one of this machine, or local for one that "
+    "lives as long as the command: restore on all its devices. Whoever reaches Ray's "
+    "ports can run code, so keep them inside a trusted network. Extra [cluster]",
+)
+_flag("integer", "num_workers", None, "of a cluster; one for each device", 1)
+_flag("integer", "devices_per_worker", 1, "GPUs or TPU chips of each of them", 1)
 _flag("integer", "max_pixels", None, "largest image accepted; 179 million", 1)
 _flag(
     "string",
@@ -259,8 +286,9 @@ def _run(patterns: Sequence[str]) -> int:
     import jax
 
     from checkpoints_convert import store
-    from diip_jax import load_prior, storage
-    from diip_jax.photos import command
+    from diip_jax import addresses, load_prior, storage
+    from diip_jax import prior as priors
+    from diip_jax.photos import cluster, command
 
     terminal = command.Terminal(
         quiet=FLAGS.quiet,
@@ -270,8 +298,11 @@ def _run(patterns: Sequence[str]) -> int:
         failure_code=EXIT_FILE,
     )
     cache = _cache(storage, terminal.say)
-    traces = _keep_programs(jax, cache, terminal.say)
-    _choose_device(jax, terminal.say)
+    chosen |= {name: addresses.path(path) for name, path in _given(PATHS).items()}
+    if FLAGS.cluster is None:
+        chosen["traces"] = _keep_programs(jax, cache, terminal.say)
+        _choose_device(jax, terminal.say)
+        shard = _own_shard(shard, jax.process_index(), jax.process_count())
     folder = store.locate(
         FLAGS.prior,
         cache=cache or Path(os.devnull),  # where nothing can be kept
@@ -279,30 +310,63 @@ def _run(patterns: Sequence[str]) -> int:
         progress=FLAGS.progress and not FLAGS.quiet,
         notify=terminal.say,
     )
-    prior = load_prior(folder)
+    if FLAGS.cluster is None:
+        prior = load_prior(folder)
+    else:  # whose workers load its weights
+        prior = priors.Prior(None, priors.read_card(folder))
     try:
         settings = command.settings(
             prior, FLAGS.preset, _given(SETTINGS), **_given(WINDOWS)
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    summary = command.run(
-        prior,
-        patterns,
-        settings,
-        command.Options(traces=traces, **chosen),
-        terminal,
-        recursive=FLAGS.recursive,
-        shard=shard,
-        dry_run=FLAGS.dry_run,
-        max_minutes=FLAGS.max_minutes,
-        data=sys.stdin.buffer.read() if "-" in patterns else b"",
-    )
+    how: dict[str, Any] = {
+        "recursive": FLAGS.recursive,
+        "shard": shard,
+        "dry_run": FLAGS.dry_run,
+        "max_minutes": FLAGS.max_minutes,
+    }
+    if FLAGS.cluster is None:
+        data = sys.stdin.buffer.read() if "-" in patterns else b""
+        options = command.Options(**chosen)
+        summary = command.run(
+            prior, patterns, settings, options, terminal, data=data, **how
+        )
+    else:
+        everywhere = FLAGS.prior in priors.bundled() or addresses.is_address(
+            FLAGS.prior
+        )
+        summary = cluster.run(
+            FLAGS.prior if everywhere else str(folder.absolute()),
+            prior.card,
+            patterns,
+            settings,
+            command.Options(**chosen),
+            terminal,
+            cluster.Cluster(
+                FLAGS.cluster,
+                FLAGS.num_workers,
+                FLAGS.devices_per_worker,
+                FLAGS.device,
+                _shared_cache(cache),
+            ),
+            **how,
+        )
+    return _exit_code(summary, terminal.lost_output)
+
+
+def _exit_code(summary: Any, lost_output: bool) -> int:
     if summary.interrupted:
         return EXIT_INTERRUPTED
     if summary.num_failed:
         return EXIT_SOME_FAILED if summary.num_done else EXIT_FILE
-    return EXIT_FILE if terminal.lost_output else EXIT_OK
+    return EXIT_FILE if lost_output else EXIT_OK
+
+
+def _shared_cache(cache: Path | None) -> Path | None:
+    """Return the cache if the workers of the cluster are to use it too."""
+    shared = FLAGS.cluster == "local" or "DIIP_CACHE" in os.environ
+    return cache.absolute() if cache is not None and shared else None
 
 
 # The command line.
@@ -395,8 +459,21 @@ def _check_flags(patterns: Sequence[str]) -> None:
             raise UsageError("--save_every needs an --output beside which to save")
         if sys.stdout.isatty():
             raise UsageError("not writing a picture to a terminal; pass --output FILE")
+    if FLAGS.cluster is not None:
+        _check_cluster_flags(patterns)
     if FLAGS.reference and FLAGS.save_every:
         raise UsageError("--reference takes images restored in one go, no --save_every")
+
+
+def _check_cluster_flags(patterns: Sequence[str]) -> None:
+    if "-" in patterns or FLAGS.output == "-":
+        raise UsageError(
+            "--cluster takes files and addresses, no standard input, output"
+        )
+    if FLAGS.save_every:
+        raise UsageError("--save_every is for one machine; --cluster goes on by photos")
+    if FLAGS.distributed:
+        raise UsageError("--cluster and --distributed are two ways; take one")
 
 
 def _given(names: Sequence[str]) -> dict[str, Any]:
@@ -406,9 +483,8 @@ def _given(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _options() -> dict[str, Any]:
-    """Return the fields of `plan.Options` that are flags."""
-    paths = {name: Path(path) for name, path in _given(PATHS).items()}
-    return {**_given(OPTIONS), **paths, "num_lanes": _num_lanes()}
+    """Return the fields of `plan.Options` that are flags, but for the paths."""
+    return {**_given(OPTIONS), "num_lanes": _num_lanes()}
 
 
 def _num_lanes() -> int | None:
@@ -420,10 +496,53 @@ def _num_lanes() -> int | None:
 
 
 def _shard() -> tuple[int, int]:
+    """Return the part of the images to restore: its index from 1, and how many.
+
+    0/N is another name of N/N, so that both ways to count name all parts.
+    """
     index, _, count = (FLAGS.shard or "1/1").partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--shard is {FLAGS.shard}; use I/N, such as 2/3")
-    return int(index), int(count)
+    if index == "auto":
+        index, count = _array_index(count)
+    numbers = index.isdecimal() and count.isdecimal()
+    if not (numbers and int(index) <= int(count) and int(count) >= 1):
+        given = FLAGS.shard if "auto" not in FLAGS.shard else f"auto: {index}/{count}"
+        raise UsageError(f"--shard is {given}; use I/N, such as 2/3")
+    return int(index) or int(count), int(count)
+
+
+def _array_index(count: str) -> tuple[str, str]:
+    """Return the index of this task of an array of jobs, and how many there are.
+
+    Args:
+        count: how many, where the flag says it, else empty.
+
+    Raises:
+        UsageError: the environment does not tell.
+    """
+    slurm = os.environ.get("SLURM_ARRAY_TASK_ID")
+    index = slurm or os.environ.get("JOB_COMPLETION_INDEX")
+    if index is None:
+        raise UsageError(
+            "--shard auto needs SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX; pass I/N"
+        )
+    if count:
+        return index, count
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    found = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
+    if not all(number.isdecimal() for number in found):
+        raise UsageError("--shard auto cannot tell how many parts; pass auto/N")
+    number, first, last, step, whole = map(int, found)
+    if last - first != step * (whole - 1):
+        raise UsageError(
+            "--shard auto: the indices of the array have gaps; pass auto/N"
+        )
+    return str((number - first) // step + 1), str(whole)
+
+
+def _own_shard(shard: tuple[int, int], process: int, count: int) -> tuple[int, int]:
+    """Return the part of a shard that one of `count` processes restores, from 0."""
+    index, shards = shard
+    return index + shards * process, shards * count
 
 
 # What a command may set for its whole process, and a library must leave alone.
@@ -499,8 +618,10 @@ def _choose_device(jax: ModuleType, say: Callable[[str], None]) -> None:
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
+        if FLAGS.distributed and not jax.distributed.is_initialized():
+            jax.distributed.initialize()
         found = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: no such processes
         raise DeviceError(str(error).splitlines()[0]) from error
     if wanted not in ("auto", found):
         raise DeviceError(

@@ -6,6 +6,7 @@ Orbax checkpoint of its weights).
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from diip_jax import ddim, entries, storage
+from diip_jax import addresses, ddim, entries, storage
 from diip_jax.config import PAPER, DIIPConfig
 from diip_jax.schedule import Schedule
 from diip_jax.unets import adm, ddpm
@@ -270,18 +271,10 @@ def load(name_or_path: str | Path) -> Prior:
     import orbax.checkpoint as ocp
 
     path = locate(name_or_path)
-    try:
-        card = Card.from_json((path / "card.json").read_text(encoding="utf-8"))
-    except PriorError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PriorError(
-            f"{path / 'card.json'} is damaged ({reason}); convert the prior again"
-        ) from error
+    card = read_card(path)
     target = abstract_params(card)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(**orbax_alone()) as checkpointer:
             folder = (path / "params").absolute()
             target = _as_stored(target, _stored(checkpointer, folder))
             params = checkpointer.restore(folder, target)
@@ -325,6 +318,43 @@ def _as_stored(wanted: Any, stored: Any) -> Any:
     return jax.tree.map(one, wanted, stored)
 
 
+def read_card(name_or_path: str | Path) -> Card:
+    """Return the card of a prior alone, without its weights.
+
+    Raises:
+        PriorError: there is no such prior, or its card is damaged.
+    """
+    path = locate(name_or_path)
+    try:
+        return Card.from_json((path / "card.json").read_text(encoding="utf-8"))
+    except PriorError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PriorError(
+            f"{path / 'card.json'} is damaged ({reason}); convert the prior again"
+        ) from error
+
+
+def orbax_alone() -> dict[str, Any]:
+    """Return what an Orbax checkpointer is given that waits for no other process.
+
+    Each process of a pod slice has photos of its own, and loads and saves when it does.
+    """
+    from orbax.checkpoint import options
+
+    if jax.process_count() == 1:
+        return {}
+    own = jax.process_index()
+    return {
+        "multiprocessing_options": options.MultiprocessingOptions(
+            primary_host=own,
+            active_processes={own},
+            barrier_sync_key_prefix=f"process{own}",
+        )
+    }
+
+
 def _check_shapes(params: Any, target: Any) -> None:
     """Reject weights whose shapes are not those of the network."""
     pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(target), strict=True)
@@ -343,13 +373,18 @@ def bundled() -> list[str]:
 def locate(name_or_path: str | Path) -> Path:
     """Return the folder of a bundled prior or of a prior on disk.
 
+    A prior in a store is copied to the cache first, unless the same one is there.
+
     Raises:
         PriorError: neither a bundled name nor a folder with a card.
         OSError: the system does not tell what is there.
     """
+    place = addresses.path(name_or_path)
+    if isinstance(place, addresses.Address):
+        return _fetched(place)
     candidates = [
         Path(str(resources.files("diip_jax") / "priors")) / str(name_or_path),
-        Path(name_or_path),
+        place,
     ]
     for path in map(storage.settled, candidates):
         if entries.kind(path / "card.json") == "file":
@@ -358,6 +393,26 @@ def locate(name_or_path: str | Path) -> Path:
         f"unknown prior {str(name_or_path)!r}; bundled: {', '.join(bundled())}; or "
         "give the folder that `python -m checkpoints_convert` wrote"
     )
+
+
+def _fetched(address: addresses.Address) -> Path:
+    """Return the folder of this machine that holds the prior at an address."""
+    names = sorted(address.tree())
+    if "card.json" not in names:
+        raise PriorError(f"no prior at {address}: it has no card.json; is it right?")
+    card = (address / "card.json").read_bytes()
+    # Its card has the digest of its weights; the names say that Orbax's are all there.
+    what = json.dumps([str(address), card.decode(errors="replace"), names])
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    folder = storage.cache_dir() / "priors" / f"{address.name}-{key}"
+    if entries.kind(storage.settled(folder) / "card.json") == "file":
+        return storage.settled(folder)
+    contents = address.read_together(names)
+    with storage.replacing(folder) as part:
+        for name, content in zip(names, contents, strict=True):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+    return folder
 
 
 class _Uncopied(np.ndarray):

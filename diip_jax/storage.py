@@ -3,7 +3,7 @@
 Whatever the package writes, it writes here: under another name in the same folder, then
 renamed. A failure leaves nothing behind. A kill leaves the old or the new, and perhaps
 a part under another name, which `sweep` deletes later. Every error is an `OSError`;
-callers say what could not be written.
+callers say what could not be written. In a store an object appears whole by itself.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import BinaryIO
 import platformdirs
 
 from diip_jax import entries
+from diip_jax.addresses import Address
 
 _PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.(?:tmp|new)")
 _OLD = ".diip-old"  # ends the name of a folder that was moved aside
@@ -63,6 +64,9 @@ def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
     with contextlib.ExitStack() as stack:
         parts = []
         for path, data in files:
+            if isinstance(path, Address):
+                path.write_bytes(data)
+                continue
             _refuse_folder(path)
             part, file = stack.enter_context(_writing(path))
             file.write(data)
@@ -70,7 +74,8 @@ def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
             os.fsync(file.fileno())
             file.close()
             parts.append(part)
-        for part, (path, _) in zip(parts, files, strict=True):
+        local = [path for path, _ in files if not isinstance(path, Address)]
+        for part, path in zip(parts, local, strict=True):
             os.replace(part, path)
 
 
@@ -80,6 +85,12 @@ def check_writable(path: Path) -> None:
     Args:
         path: the file; its folder exists.
     """
+    if isinstance(path, Address):
+        part = Address(_part(path, "tmp"))
+        part.write_bytes(b"")
+        with contextlib.suppress(OSError):  # who may write may perhaps not delete
+            part.unlink()
+        return
     _refuse_folder(path)
     with _writing(path) as (part, file):
         file.close()
@@ -145,11 +156,13 @@ def sweep(folder: Path) -> None:
 
     A folder that may be written in, but not read, is left as it is.
     """
+    if isinstance(folder, Address):
+        return
     try:
         inside = entries.listing(folder)
     except PermissionError:
         return
-    for path, kind, is_link in inside:
+    for path, kind, is_link, _ in inside:
         if not _is_left_over(path):
             continue
         if kind == "folder" and not is_link:

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "diip_jax"
 # From the bottom up: a room (a module or a folder of the package) imports only from
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
-    {"entries", "printable"},
+    {"addresses", "printable"},
+    {"entries"},
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
     | {"degradations", "noise", "ensemble", "devices"},
     {"compilation", "images", "stopping", "prior", "tiling"},
@@ -47,7 +48,7 @@ INSIDE = {
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),
-        *("terminal", "command"),
+        *("terminal", "command", "ledger", "cluster"),
     ],
 }
 # What the numerical modules at the bottom may import besides the standard library.
@@ -66,6 +67,7 @@ FOREIGN = {
     "metrics.lpips": {"jax", "flax"},
     "degradations": {"jax", "numpy", "PIL"},
     "compilation": {"jax"},
+    "addresses": {"fsspec"},
     "entries": set(),
     "printable": set(),
     "storage": {"platformdirs"},

@@ -286,6 +286,163 @@ def test_shards_share_the_work(run, tmp_path):
     assert sorted(planned) == [f"in/{n}.png" for n in range(4)]
 
 
+def test_photos_of_a_store_go_to_a_store(run, folder, tmp_path):
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    store.store.clear()
+    store.put(str(folder), "/priors/tiny", recursive=True)
+    names = ["a.png", "photo čeština 照片 [1].png"]
+    for n, name in enumerate(names):
+        path = save(tmp_path / "in" / name, seed=n)
+        store.pipe_file(f"/bucket/in/{name}", path.read_bytes())
+    store.pipe_file("/bucket/in/cut.jpg", b"\xff\xd8\xff")
+    assert run("in", "-o", "out", "--batch_size=1")[0] == 0
+    flags = ["memory://bucket/in/", "-o", "memory://bucket/out", "--batch_size=1"]
+    code, _, err = run(*flags, prior="memory://priors/tiny")
+    assert code == 3, err
+    assert "cannot read memory://bucket/in/cut.jpg: " in err
+    written = [name.removeprefix("/bucket/out/") for name in store.find("/bucket/out")]
+    assert written == listing(tmp_path / "out")
+    for name in written:
+        content = store.cat_file(f"/bucket/out/{name}")
+        if name.endswith(".png"):
+            assert content == (tmp_path / "out" / name).read_bytes()
+        else:
+            record = json.loads(content)
+            assert record["input"]["path"].startswith("memory://bucket/in/")
+            assert record["output"]["path"].startswith("memory://bucket/out/")
+    code, _, err = run(*flags)
+    assert (code, err.count("is finished")) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["memory://nothing/here/"], 4, "nothing is there"),
+        (["s3://u:secret@bucket/x.png"], 4, "own means"),
+        (["x.png", "-o", "memory://b/", "--save_every=1"], 2, "no folder of this"),
+        (["x.png", "--prior", "memory://nothing/prior"], 5, "no card.json"),
+    ],
+)
+def test_a_wrong_address_is_one_line(run, folder, tmp_path, arguments, code, said):
+    pytest.importorskip("fsspec")
+    save(tmp_path / "x.png")
+    prior = None if "--prior" in arguments else folder
+    found, _, err = run(*arguments, prior=prior)
+    assert found == code
+    assert is_one_line(err)
+    assert said in err
+    assert "secret" not in err
+
+
+def in_shards(run, shards, monkeypatch, environment):
+    """Return the photos of each shard, by the plan, in an environment of a task."""
+    found = []
+    for shard, variables in zip(shards, environment, strict=True):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        code, out, err = run("in", "--shard", shard, "--dry_run", "--json")
+        assert code == 0, err
+        found.append([json.loads(line)["input"]["path"] for line in out.splitlines()])
+    return found
+
+
+def slurm(task, first, last, step=1):
+    names = {"ID": task, "MIN": first, "MAX": last, "STEP": step}
+    names["COUNT"] = (last - first) // step + 1
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
+def test_shards_count_from_0_or_from_1_or_as_the_scheduler_does(
+    run, tmp_path, monkeypatch
+):
+    for n in range(8):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    everything = sorted(f"in/{n}.png" for n in range(8))
+    nothing = [{}, {}, {}]
+    one = in_shards(run, ["1/3", "2/3", "3/3"], monkeypatch, nothing)
+    assert sorted(sum(one, [])) == everything
+    zero = in_shards(run, ["0/3", "1/3", "2/3"], monkeypatch, nothing)
+    assert zero == [one[2], one[0], one[1]]
+    pods = [{"JOB_COMPLETION_INDEX": str(n)} for n in range(3)]
+    assert in_shards(run, ["auto/3"] * 3, monkeypatch, pods) == zero
+    tasks = [slurm(task, 4, 8, 2) for task in (4, 6, 8)]
+    assert in_shards(run, ["auto"] * 3, monkeypatch, tasks) == one
+    alone = in_shards(run, ["auto/3"], monkeypatch, [slurm(2, 2, 2)])  # done again
+    assert alone == [one[1]]
+
+
+@pytest.mark.parametrize(
+    ("shard", "environment", "said"),
+    [
+        ("auto", {}, "JOB_COMPLETION_INDEX"),
+        ("auto", {"JOB_COMPLETION_INDEX": "1"}, "auto/N"),
+        ("auto/2", {"JOB_COMPLETION_INDEX": "3"}, "auto: 3/2"),
+        ("auto", slurm(1, 1, 7) | {"SLURM_ARRAY_TASK_COUNT": "3"}, "gaps"),
+        ("0/0", {}, "--shard is 0/0"),
+    ],
+)
+def test_an_array_that_cannot_be_told_exits_2(
+    run, tmp_path, monkeypatch, shard, environment, said
+):
+    save(tmp_path / "x.png")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run("x.png", "--shard", shard)
+    assert code == 2
+    assert is_one_line(err)
+    assert said in err
+
+
+DISTRIBUTED = """
+import sys
+import jax
+import main
+
+jax.distributed.initialize("127.0.0.1:{port}", num_processes=2, process_id={process})
+assert jax.process_count() == 2
+code = main.main(["main.py", *{flags!r}])
+jax.distributed.shutdown()  # waits for the other process
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_one_slice_share_the_photos(run, folder, tmp_path):
+    for n in range(6):
+        save(tmp_path / "in" / f"{n}.png", seed=n)
+    assert run("in", "-o", "alone", "--batch_size=1")[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["in", "-o", "out", "--json", "--batch_size=1", f"--prior={folder}"]
+    flags += ["--save_every=2"]  # neither waits for the other to save
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                DISTRIBUTED.format(port=port, process=process, flags=flags),
+            ],
+            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for process in range(2)
+    ]
+    done = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        lines = [n for n in out.splitlines() if n.startswith(b"{")]  # and Gloo's own
+        done.append([json.loads(n)["input"]["path"] for n in lines])
+    assert sorted(sum(done, [])) == sorted(f"in/{n}.png" for n in range(6))
+    assert all(done)  # neither has them all: the names are such
+    for n in range(6):
+        name = f"{n}_diip.png"
+        ours, alone = tmp_path / "out" / name, tmp_path / "alone" / name
+        assert ours.read_bytes() == alone.read_bytes()
+
+
 def test_acceptance_8_import_takes_no_device(tmp_path):
     code = (
         "import diip_jax, jax\n"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -50,7 +51,7 @@ def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
     is_path = isinstance(source, str | os.PathLike)
     name = os.fspath(source) if is_path else getattr(source, "name", "the given file")
     try:
-        with open(source, "rb") if is_path else contextlib.nullcontext(source) as file:
+        with _opened(source) if is_path else contextlib.nullcontext(source) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, MemoryError, ValueError) as error:  # ValueError: NUL in the name
         reason = getattr(error, "strerror", None) or error
@@ -58,6 +59,11 @@ def load(source: str | os.PathLike | bytes | BinaryIO) -> tuple[str, bytes]:
     if len(data) > MAX_BYTES:
         raise ImageError(f"cannot read {name}: more than 2 GiB; make it smaller")
     return str(name), data
+
+
+def _opened(path: str | os.PathLike) -> BinaryIO:
+    # An address opens itself.
+    return path.open("rb") if isinstance(path, Path) else open(path, "rb")
 
 
 def decode_photo(data: bytes, max_pixels: int) -> Photo:

@@ -5,11 +5,11 @@ import glob
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from diip_jax import entries
+from diip_jax import addresses, entries
 from diip_jax.entries import Entry
 from diip_jax.images import READABLE_SUFFIXES
 from diip_jax.photos import record
@@ -35,12 +35,14 @@ class Source(NamedTuple):
             output goes and, with the seed, the random start.
         data: the bytes of standard input or of a pipe, None for a file.
         problem: why it cannot be read, where that is known before it is tried.
+        version: in a store, what differs where the content does.
     """
 
     path: Path
     relative: Path
     data: bytes | None = None
     problem: str | None = None
+    version: str | None = None
 
     @property
     def is_standard(self) -> bool:
@@ -77,7 +79,7 @@ def sources(
     """
     found: dict[Path, Source] = {}
     for pattern in dict.fromkeys(patterns):
-        path = Path(pattern)
+        path = addresses.path(pattern)
         fixed, wild = _split(pattern)
         if pattern == STANDARD:
             named = [Source(path, Path("stdin"), data)]
@@ -96,7 +98,7 @@ def names_many(patterns: Sequence[str]) -> bool:
     if len(patterns) != 1:
         return len(patterns) > 1
     _, wild = _split(patterns[0])
-    return bool(wild) or is_folder(Path(patterns[0]))
+    return bool(wild) or is_folder(addresses.path(patterns[0]))
 
 
 def is_folder(path: Path) -> bool:
@@ -112,7 +114,8 @@ def _split(pattern: str) -> tuple[Path, list[str]]:
 
     What is there is meant as it is written, even if it looks like a glob.
     """
-    fixed, wild = Path(), list(Path(pattern).parts)
+    path = addresses.path(pattern)
+    fixed, wild = type(path)(), list(path.parts)
     while wild and not (glob.has_magic(wild[0]) and not _is_there(fixed / wild[0])):
         fixed /= wild.pop(0)
     return fixed, wild
@@ -166,7 +169,7 @@ def _matching(folder: Path, parts: Sequence[str], base: Path) -> Iterator[Source
         return
     if pattern == "**":
         yield from _matching(folder, rest or ["*"], base)
-    for source, entry in _read(folder, base):
+    for source, entry, beside in _read(folder, base):
         if entry is None:
             yield source
         elif _is_hidden(entry) and not pattern.startswith("."):
@@ -177,7 +180,7 @@ def _matching(folder: Path, parts: Sequence[str], base: Path) -> Iterator[Source
         elif fnmatch.fnmatch(entry.path.name, pattern):
             if rest and entry.kind == "folder":
                 yield from _matching(entry.path, rest, base)
-            elif not rest and entry.kind != "folder" and is_image(entry.path):
+            elif not rest and entry.kind != "folder" and is_image(entry.path, beside):
                 yield source
 
 
@@ -194,19 +197,21 @@ def _walk(base: Path, recursive: bool) -> Iterator[Source]:
     waiting = [base]
     while waiting:
         deeper = []
-        for source, entry in _read(waiting.pop(), base):
+        for source, entry, beside in _read(waiting.pop(), base):
             if entry is None:
                 yield source
             elif entry.kind != "folder":
-                if is_image(entry.path):
+                if is_image(entry.path, beside):
                     yield source
             elif recursive and not entry.is_link and not _is_hidden(entry):
                 deeper.append(entry.path)
         waiting += reversed(deeper)
 
 
-def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None]]:
-    """Yield what a folder holds; if it cannot be read, the folder without an entry.
+def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None, Set[str]]]:
+    """Yield what a folder holds, each with the names of everything in it.
+
+    If it cannot be read, the folder is yielded without an entry.
 
     Args:
         folder: the folder.
@@ -217,25 +222,41 @@ def _read(folder: Path, base: Path) -> Iterator[tuple[Source, Entry | None]]:
     except (FileNotFoundError, NotADirectoryError):  # no match, or gone by now
         return
     except OSError as error:
-        name = folder.relative_to(base) if folder != base else Path(folder.name)
-        yield Source(folder, name, problem=unreadable(folder, error)), None
+        name = _relative(folder, base) if folder != base else Path(folder.name)
+        yield Source(folder, name, problem=unreadable(folder, error)), None, set()
         return
+    names = {entry.path.name for entry in inside}
     for entry in inside:
-        source = Source(entry.path, entry.path.relative_to(base))
-        yield _only_a_file(source, entry.kind), entry
+        name = _relative(entry.path, base)
+        source = Source(entry.path, name, version=entry.version)
+        yield _only_a_file(source, entry.kind), entry, names
+
+
+def _relative(path: Path, base: Path) -> Path:
+    """Return what comes after a base, an address no more."""
+    return Path(*path.relative_to(base).parts)
 
 
 def _is_hidden(entry: Entry) -> bool:
     return entry.path.name.startswith(".")
 
 
-def is_image(path: Path) -> bool:
-    """Tell whether a file found in a folder is to be restored."""
+def is_image(path: Path, beside: Set[str] | None = None) -> bool:
+    """Tell whether a file found in a folder is to be restored.
+
+    Args:
+        path: the file.
+        beside: names of what is in its folder, where that is known: a store is then
+            not asked again for each photo.
+    """
     name = path.name.lower()
     hidden = name.startswith(".") or name in JUNK
-    return (
-        not hidden and path.suffix.lower() in READABLE_SUFFIXES and not is_result(path)
-    )
+    if hidden or path.suffix.lower() not in READABLE_SUFFIXES:
+        return False
+    # A file system that knows no capitals has more names than it lists.
+    if beside is not None and addresses.is_address(path):
+        return f"{path.stem}.json" not in beside or not is_result(path)
+    return not is_result(path)
 
 
 def is_result(path: Path) -> bool:
@@ -322,10 +343,11 @@ def stems(
             raise OutputError(
                 f"--output {output} is one file; name a folder for many images"
             )
-        return [Path(str(output)).with_suffix("") for _ in sources]
+        return [addresses.path(str(output)).with_suffix("") for _ in sources]
     paths = []
     for source in sources:
-        folder = Path("results" if output is None else output) / source.relative.parent
+        base = addresses.path("results" if output is None else output)
+        folder = base / source.relative.parent
         if output is None and not many:
             folder = source.path.parent
         paths.append(folder / f"{source.relative.stem}_{suffix}")
@@ -334,6 +356,6 @@ def stems(
 
 def is_file_name(output: str | None) -> bool:
     """Tell whether an --output names a file rather than a folder."""
-    if output is None or is_folder(Path(output)):
+    if output is None or is_folder(addresses.path(output)):
         return False
     return Path(output).suffix.lower() in READABLE_SUFFIXES

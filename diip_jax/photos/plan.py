@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from diip_jax import diip, entries, images, matched, storage
+from diip_jax import addresses, diip, entries, images, matched, storage
+from diip_jax.addresses import Address
 from diip_jax.config import DIIPConfig
 from diip_jax.images import ImageError, Photo
 from diip_jax.photos import find, record, sizing
@@ -85,6 +86,11 @@ class Task(NamedTuple):
         return self.output.stem == find.STANDARD
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether there is a folder for `state_path`; a store has none."""
+        return not isinstance(self.output, Address)
+
+    @property
     def record_path(self) -> Path:
         """Where the JSON record goes."""
         return self.output.with_suffix(".json")
@@ -128,9 +134,15 @@ def decide(
 
     Raises:
         OutputError: an output is an input, or there is one output for all photos.
-        UsageError: there are many photos and one clean image.
+        UsageError: there are many photos and one clean image, or states would have to
+            be kept in a store.
         ImageError: nobody may look at the folder of clean images.
     """
+    if options.save_every and addresses.is_address(options.output):
+        raise UsageError(
+            f"--save_every keeps states beside the output, and {options.output} is no "
+            "folder of this machine"
+        )
     reference = options.reference
     if many and reference is not None and _reference_kind(reference) != "folder":
         raise UsageError(
@@ -144,13 +156,13 @@ def decide(
             result.failed.append((source.path, source.problem))
             continue
         try:
-            sha256 = record.sha256(source.content())
-            earlier = _finished(stem, settings_digest, sha256, options)
-            if many and earlier is not None and not options.overwrite:
-                result.finished.append((source.path, earlier))
+            decided = decide_one(
+                prior, source, stem, settings_digest, config, options, many=many
+            )
+            if isinstance(decided, Task):
+                result.tasks.append(decided)
             else:
-                task = _task(prior, source, stem, sha256, config, options)
-                result.tasks.append(task)
+                result.finished.append((source.path, decided))
         except (ImageError, find.InputError) as error:
             result.failed.append((source.path, str(error)))
     result = _without_collisions(result)
@@ -175,6 +187,42 @@ def _without_foreign(plan: Plan) -> Plan:
         )
         failed.append((task.source.path, reason))
     return Plan(tasks, plan.finished, failed)
+
+
+def decide_one(
+    prior: Prior,
+    source: find.Source,
+    stem: Path,
+    settings_digest: str,
+    config: DIIPConfig,
+    options: Options,
+    *,
+    many: bool = True,
+    is_free: bool = False,
+) -> Task | Path:
+    """Look at one input; return its task, or the output that an earlier run left.
+
+    Args:
+        prior: the frozen model, whose card is enough.
+        source: the input.
+        stem: where its output goes, without the extension.
+        settings_digest: of `digest`.
+        config: the settings.
+        options: of the command.
+        many: finished photos are passed over.
+        is_free: no record is at the output, which then need not be asked for.
+
+    Raises:
+        ImageError: it cannot be restored, or its output cannot be written.
+        InputError: it has no clean image.
+    """
+    sha256 = record.sha256(source.content())
+    earlier = None
+    if not is_free:
+        earlier = _finished(stem, settings_digest, sha256, options)
+    if many and earlier is not None and not options.overwrite:
+        return earlier
+    return _task(prior, source, stem, sha256, config, options, is_free)
 
 
 def _without_collisions(plan: Plan) -> Plan:
@@ -238,6 +286,7 @@ def _task(
     sha256: str,
     config: DIIPConfig,
     options: Options,
+    is_free: bool,
 ) -> Task:
     photo = images.read(source.content(), max_pixels=options.max_pixels)
     size = photo.rgb.shape[0], photo.rgb.shape[1]
@@ -246,14 +295,15 @@ def _task(
     except ValueError as error:
         raise ImageError(f"cannot restore {source.path}: {error}") from error
     if find.is_file_name(options.output):
-        output = Path(str(options.output))
+        output = addresses.path(str(options.output))
     else:
         suffix = images.output_suffix(photo, options.ext)
         output = stem.with_name(stem.name + suffix)
     _check_format(photo, output)
     reference = _reference(source, size, options)
     task = Task(source, output, sha256, size, placement, reference)
-    if not task.to_stdout:
+    asked = not (is_free and isinstance(output, Address))
+    if asked and not task.to_stdout:
         _check_place(task, config, options)
     return task
 
@@ -262,6 +312,9 @@ def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
     """Raise ImageError where a name is too long, or somebody's file is in the way."""
     states = [task.state_path(n) for n in range(config.num_starts)]
     asides = map(storage.aside, states if options.save_every else [])
+    if isinstance(task.output, Address):
+        _check_place_in_store(task, options)
+        return
     try:
         # Where the folder is not there yet, the one above tells what names may be.
         parents = (task.output.parent, *task.output.parent.parents)
@@ -275,10 +328,25 @@ def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
         ) from error
     free = there in ("nothing", "folder") or options.overwrite  # a folder fails later
     if not free and record.read(task.record_path) is None:
-        raise ImageError(
-            f"cannot write {task.record_path}: a file is there that is no record of "
-            "this program; choose another --output, or pass --overwrite"
-        )
+        raise _in_the_way(task.record_path)
+
+
+def _check_place_in_store(task: Task, options: Options) -> None:
+    """Do as `_check_place`: a store is asked for one object, and has no states."""
+    path = task.record_path
+    try:
+        there = not options.overwrite and entries.kind(path) == "file"
+    except OSError as error:
+        raise images.unwritable(path, error) from error
+    if there and record.read(path) is None:
+        raise _in_the_way(path)
+
+
+def _in_the_way(path: Path) -> ImageError:
+    return ImageError(
+        f"cannot write {path}: a file is there that is no record of this program; "
+        "choose another --output, or pass --overwrite"
+    )
 
 
 def _reference(
@@ -376,7 +444,9 @@ def _try_to_write(task: Task, tried: set[Path]) -> None:
         ) from error
     for path in (task.output, task.record_path):
         try:
-            if folder not in tried or entries.kind(path) == "folder":
+            in_store = isinstance(path, Address)  # which knows no folder in the way
+            known = folder in tried and (in_store or entries.kind(path) != "folder")
+            if not known:
                 storage.check_writable(path)
         except OSError as error:
             raise images.unwritable(path, error) from error

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from diip_jax import entries, images, matched, metrics, storage
+from diip_jax.addresses import Address
 from diip_jax.config import DIIPConfig
 from diip_jax.diip import Restoration, StopReason
 from diip_jax.images import Photo
@@ -282,7 +283,8 @@ def _encode(content: Mapping[str, Any]) -> bytes:
 
 def read(path: Path) -> dict[str, Any] | None:
     """Return a record, or None if there is none or it is not one of ours."""
-    if not entries.is_file(path):  # a pipe would be waited for
+    # A pipe would be waited for. A store has none, and is asked but once.
+    if not isinstance(path, Address) and not entries.is_file(path):
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import jax
 
 from diip_jax import storage
 from diip_jax.diip import DIIPState
+from diip_jax.prior import orbax_alone
 
 OVERHEAD = 2**18  # bytes of a checkpoint beyond its arrays
 
@@ -41,11 +42,12 @@ def save(path: Path, state: DIIPState, digest: str) -> None:
     leaves = _plain(state)
     num_bytes = sum(leaf.nbytes for leaf in leaves) + OVERHEAD
     # Not the asynchronous one, which waits minutes for what a full disk never gives.
-    handler = ocp.PyTreeCheckpointHandler()
+    alone = orbax_alone()
+    handler = ocp.PyTreeCheckpointHandler(**alone)
     try:
         with storage.replacing(path.absolute()) as folder, _quiet_orbax():
             storage.check_room(folder, num_bytes)
-            with ocp.Checkpointer(handler) as checkpointer:
+            with ocp.Checkpointer(handler, **alone) as checkpointer:
                 checkpointer.save(folder / "state", ocp.args.PyTreeSave(leaves))
             (folder / "digest.json").write_text(json.dumps(digest), encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:
@@ -77,7 +79,7 @@ def load(path: Path, template: DIIPState, digest: str) -> DIIPState | None:
     if _digest(folder) != digest:
         return None
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(**orbax_alone()) as checkpointer:
             plain = checkpointer.restore(folder / "state", _plain(template))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StateError(

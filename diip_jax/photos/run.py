@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ def restore_photos(
     options: Options,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    write: "Write | None" = None,
 ) -> Iterator[Progress | Outcome]:
     """Restore photos, write them with their records, and tell how it goes.
 
@@ -76,12 +78,29 @@ def restore_photos(
         should_stop: asked after every chunk; when true, unfinished photos are written
             as they stand, as the mean of the starts so far, marked "interrupted", and
             the rest is left undone.
+        write: what is done with a restored picture; None for `write_files`.
 
     Raises:
         LPIPSError: the file named for LPIPS does not hold its weights.
         StateError: a state cannot be saved.
     """
-    return _Run(prior, tasks, config, options, should_stop).events()
+    how = write_files if write is None else write
+    return _Run(prior, tasks, config, options, should_stop, how).events()
+
+
+# Takes where a picture goes, its file, and its record.
+Write = Callable[[Path, bytes, Mapping[str, Any]], None]
+
+
+def write_files(picture: Path, data: bytes, content: Mapping[str, Any]) -> None:
+    """Write a restored picture and its record, in a folder that is made if needed.
+
+    Raises:
+        ImageError: a file cannot be written.
+        OSError: the folder cannot be made.
+    """
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    record.write_beside(picture, data, content)
 
 
 @dataclasses.dataclass
@@ -129,9 +148,10 @@ class _Run:
         config: DIIPConfig,
         options: Options,
         should_stop: Callable[[], bool],
+        write: Write,
     ):
         self.prior, self.tasks, self.config = prior, tasks, config
-        self.options, self.should_stop = options, should_stop
+        self.options, self.should_stop, self.write = options, should_stop, write
         self.digest = plan.digest(prior, config, options)
         self.perceptual: reference.PerceptualMetric | None = None
         if options.reference is not None:
@@ -203,7 +223,8 @@ class _Run:
 
     def _saved_states(self, task: Task) -> dict[int, DIIPState]:
         """Return where the starts of a killed run stood, with the same settings."""
-        if self.options.overwrite or self.perceptual is not None:
+        compares = self.perceptual is not None
+        if self.options.overwrite or compares or not task.keeps_states:
             return {}
         digest, states = self._state_digest(task), {}
         size = task.placement.size
@@ -326,7 +347,7 @@ class _Run:
             data = self._write(task, photo.photo, restored, content)
         except (ImageError, OSError) as error:
             return Outcome(task, error=str(error))
-        if complete and not task.to_stdout:
+        if complete and task.keeps_states and not task.to_stdout:
             for start in range(self.config.num_starts):
                 storage.remove(task.state_path(start))
         return Outcome(task, content, data=data)
@@ -346,8 +367,7 @@ class _Run:
             raise ImageError(f"cannot write {task.output}: {error}") from error
         if task.to_stdout:
             return data
-        task.output.parent.mkdir(parents=True, exist_ok=True)
-        record.write_beside(task.output, data, content)
+        self.write(task.output, data, content)
         return None
 
     def _save_state(self, lane: engine.LaneReport) -> None:

@@ -41,6 +41,7 @@ WARNINGS = {
     "scaled_down": "the photo was scaled down to the prior's size and up again; "
     "--size_mode tile keeps its detail",
     "colour_shift": "the mean colour moved by more than 2 %",
+    "tiled_for_memory": "the device had too little memory; smaller tiles were taken",
     "nothing_found": "found nothing to restore; the picture is almost as it was",
 }
 
@@ -162,6 +163,56 @@ class Terminal:
         return Meter(
             num_photos, config, quiet=not self._progress, seconds_between_lines=pause
         )
+
+    def counter(self, num_photos: int) -> "Counter":
+        """Return what shows how many photos are done, where others restore them."""
+        return Counter(num_photos, quiet=not self._progress)
+
+
+class Counter:
+    """Photos done, failed, per second, and the time left: a bar, or a line."""
+
+    def __init__(self, num_photos: int, *, quiet: bool):
+        """Start to count.
+
+        Args:
+            num_photos: how many there are.
+            quiet: show nothing at all.
+        """
+        self._total, self._quiet = num_photos, quiet
+        self._done = self._failed = 0
+        self._began = time.monotonic()
+        self._due = self._began + SECONDS_BETWEEN_LINES
+        self._bar = tqdm(
+            total=num_photos,
+            disable=quiet or not sys.stderr.isatty(),
+            file=sys.stderr,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar:6}| {elapsed}{postfix}",
+        )
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, done: int, failed: int) -> None:
+        """Count photos that were restored, or could not be; show it if it is time."""
+        self._done, self._failed = self._done + done, self._failed + failed
+        self._bar.set_postfix_str(self.text(), refresh=False)
+        self._bar.update(done + failed)
+        if self._bar.disable and not self._quiet and time.monotonic() >= self._due:
+            self._due = time.monotonic() + SECONDS_BETWEEN_LINES
+            over = self._done + self._failed
+            write_line(f"{over} of {self._total} photos: {self.text()}")
+
+    def text(self) -> str:
+        """Return failures, photos per second, and the time left at that pace."""
+        over = self._done + self._failed
+        pace = over / max(time.monotonic() - self._began, 1e-9)
+        left = tqdm.format_interval((self._total - over) / pace) if over else "?"
+        return f"{self._failed} failed, {pace:.3g} photos/s, about {left} left"
 
 
 def _print_picture(data: bytes) -> None:

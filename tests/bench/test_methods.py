@@ -14,7 +14,7 @@ from diip_jax.bench import methods
 from diip_jax.bench.methods import METHODS, Problem, Setting
 from diip_jax.config import PAPER
 from helpers import bench_cells as fake
-from helpers import seeded
+from helpers import gaussian_prior, seeded
 
 SETTING = Setting("denoise", 16, quick=False)
 WHOLE = Problem("clean", "y", "measurement", "operator", 0.1)
@@ -64,12 +64,9 @@ def test_evaluations_are_counted(changes, expected):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Put a generator of one line in place of the network."""
-
-    def generator(prior, config, size, timesteps=None):
-        return lambda z: jnp.tanh(z + 0.1 * jnp.roll(z, 1, axis=0))
-
-    monkeypatch.setattr(canvas, "generator", generator)
+    """Put a formula in place of the network."""
+    predictor = gaussian_prior.bound(gaussian_prior.wavy)
+    monkeypatch.setattr(canvas, "noise_predictor", predictor)
 
 
 # Few enough for a test; a rate at which they move.

@@ -125,3 +125,13 @@ def test_lines_off_a_terminal_come_now_and_then(monkeypatch):
         "3 of 40 iterations at most",
         "5 of 40 iterations at most",
     ]
+
+
+def test_a_counter_tells_how_many_how_fast_and_how_long(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 10.0, 40.0, 40.0, 40.0, 40.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with console.Counter(100, quiet=False) as counter:
+        counter.add(4, 1)  # 5 in 10 s; no line is due yet
+        counter.add(14, 1)  # 20 in 40 s
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "20 of 100 photos: 2 failed, 0.5 photos/s, about 02:40 left"

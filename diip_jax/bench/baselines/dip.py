@@ -21,8 +21,9 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 
+from diip_jax.bench.baselines.forms import pytorch_start
 from diip_jax.bench.baselines.restored import Restored
-from diip_jax.bench.operators import Operator, pytorch_start
+from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 
 Answer = Literal["raw", "ema"]
