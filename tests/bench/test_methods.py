@@ -69,8 +69,8 @@ def toy(monkeypatch):
     monkeypatch.setattr(canvas, "noise_predictor", predictor)
 
 
-# Few enough for a test; a rate at which they move.
-TOY = PAPER.replace(num_steps=5, max_iterations=8, k_min=3, learning_rate=0.3)
+# Few enough for a test; a rate at which the best one is in between.
+TOY = PAPER.replace(num_steps=5, max_iterations=8, k_min=3, learning_rate=0.8)
 
 
 def test_the_rows_of_the_package_are_restorations(toy, problem):
