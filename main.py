@@ -100,7 +100,7 @@ def _flag(kind: str, *args: Any, **kwargs: Any) -> None:
     getattr(flags, f"DEFINE_{kind}")(*args, flag_values=FLAGS, **kwargs)
 
 
-_PRIOR = "a bundled prior, a public checkpoint, a folder, an address"
+_PRIOR = "a bundled or public prior, a folder, an address"
 _IMAGE = "file, folder, glob, address such as s3://bucket/scans/, or - for stdin"
 _PRESET = "the preset's"  # shown as the default of a setting
 _flag("multi_string", "image", [], _IMAGE, short_name="i")

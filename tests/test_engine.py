@@ -437,6 +437,7 @@ def test_a_number_of_lanes_that_was_asked_for_is_not_changed(tiny_prior, key):
 # Utilisation
 
 
+@pytest.mark.slow
 def test_lanes_are_kept_busy(tiny_prior, key):
     """Four times as many images as lanes, 4 to 20 iterations long, in mixed order.
 
@@ -628,6 +629,7 @@ def run_on_devices(count, program, path):
         return dict(stored)
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(tiny_prior, key, tmp_path):
     """Twelve images on eight lanes, one per device, against lanes on one device."""
     actual = run_on_devices(8, "eight_devices", tmp_path / "sharded.npz")
@@ -671,6 +673,7 @@ def test_priors_and_lanes_may_be_on_any_devices(tiny_prior, tmp_path):
 # Last, since what JAX has traced before is lost in it
 
 
+@pytest.mark.slow
 def test_a_kept_trace_is_not_made_again_and_gives_the_same(
     tiny_prior, key, alone, tmp_path, monkeypatch
 ):

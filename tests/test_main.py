@@ -193,6 +193,7 @@ def test_acceptance_3_a_folder_with_all_kinds_of_trouble(run, tmp_path):
     assert "ini" not in err
 
 
+@pytest.mark.slow
 def test_acceptance_4_killed_and_run_again(run, start, tmp_path):
     flags = ["in", "-o", "out", "--criterion=never", "--max_iterations=60"]
     flags += ["--batch_size=1"]
@@ -523,6 +524,7 @@ def public(tmp_path, monkeypatch):
 BRIEFLY = ["--max_iterations=3", "--gradient=frozen", "--num_steps=5"]
 
 
+@pytest.mark.slow
 def test_a_public_checkpoint_is_fetched_once_with_its_licence(run, tmp_path, public):
     _, asked = public
     save(tmp_path / "x.png", image=seeded.image(16, 16))
@@ -801,7 +803,7 @@ def test_every_error_of_the_package_has_its_exit_code():
     defined = {"MemoryError", "DeviceError"}  # Python's, and main's own
     for folder in ("diip_jax", "checkpoints_convert"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path.parent.name == "training":  # a command with codes of its own
+            if path.parent.name in ("training", "bench"):  # commands with their own codes
                 continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]

@@ -76,6 +76,7 @@ def test_a_criterion_stops_a_stored_run_where_it_stops_a_restoration(criterion):
     }
 
 
+@pytest.mark.slow
 def test_and_so_it_does_with_a_network(tiny_prior, restore_jit, tmp_path):
     subject, seen = runs.subject(), set()
     key = traces.keys(subject.task, subject.clean, subject.seed)[1]

@@ -452,6 +452,7 @@ def test_a_photo_is_the_mean_of_its_starts(tiny_prior, tmp_path):
     assert progress[-2].left >= 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_photo_is_the_mean_of_the_starts_so_far(tiny_prior, tmp_path):
     options = dataclasses.replace(ONE, save_every=100)
     decided = planned(tiny_prior, [save(tmp_path / "x.png")], STARTS, options)

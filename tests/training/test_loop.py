@@ -83,6 +83,7 @@ def test_it_leaves_a_log_and_pictures_to_look_at(uninterrupted):
         assert curve.format == "PNG"
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_bit_for_bit(folder, uninterrupted, tmp_path):
     output = tmp_path / "mine"
     arguments = [f"--images={folder}", f"--output={output}", *SHAPE, *LENGTH]

@@ -139,6 +139,7 @@ def test_each_image_of_a_batch_has_its_own_timestep(any_family, key):
     assert np.abs(swapped - both).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_few_pictures_are_learned_by_heart():
     prior = train_steps.prior()
     config = CONFIG.replace(learning_rate=4e-3, weight_decay=0.0, band=(300, 700))

@@ -177,6 +177,7 @@ def test_the_kernel_is_found_where_the_prior_knows_the_photo(key):
     np.testing.assert_allclose(x, truth, atol=0.01)  # the prior's deviation, and more
 
 
+@pytest.mark.slow
 def test_photos_may_be_batched(key):
     ys, keys = jnp.stack([photo((6, 6)), photo((6, 6), 1)]), jax.random.split(key)
     config = Config(kernel_size=3, langevin_steps=5, xi=1e-12)
