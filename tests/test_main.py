@@ -803,7 +803,7 @@ def test_every_error_of_the_package_has_its_exit_code():
     defined = {"MemoryError", "DeviceError"}  # Python's, and main's own
     for folder in ("diip_jax", "checkpoints_convert"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path.parent.name in ("training", "bench"):  # commands with their own codes
+            if path.parent.name in ("training", "bench"):  # codes of their own
                 continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]

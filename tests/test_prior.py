@@ -212,7 +212,10 @@ def test_weights_are_arguments_of_the_program(tiny_prior):
     assert main.count("%arg") >= len(jax.tree.leaves(tiny_prior.params))
 
 
-@pytest.mark.parametrize(("gradient", "remat"), [pytest.param("full", "step", marks=pytest.mark.slow), ("frozen", "auto")])
+@pytest.mark.parametrize(
+    ("gradient", "remat"),
+    [pytest.param("full", "step", marks=pytest.mark.slow), ("frozen", "auto")],
+)
 def test_program_of_the_bundled_prior_is_small(gradient, remat):
     prior = priors.load("natural64")
     config = PAPER.replace(num_steps=3, gradient=gradient, remat=remat)
