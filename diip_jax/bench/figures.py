@@ -195,7 +195,7 @@ def runs(
         output: folder of figures; runs are kept below it.
         options: how it is to be made.
     """
-    config, folder = stops.settings(options), output / traces.FOLDER
+    config, folder = stops.settings(options, prior), output / traces.FOLDER
     found = {}
     for label, observe in observers.items():
         shown = options.progress(pictures, f"{name}: {label}")
@@ -339,7 +339,7 @@ def fig6(
         "blurred": traces.task("gaussian_blur"),
     }
     found = runs("fig6", observers, prior, images, output, options)
-    k_min = int(stops.settings(options).k_min)
+    k_min = int(stops.settings(options, prior).k_min)
     picture = sharpness_curves({label: own[0] for label, own in found.items()}, k_min)
     text = sharpness_text(found, k_min)
     claim = "the sharpness falls for blurred inputs alone"

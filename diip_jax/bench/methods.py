@@ -23,6 +23,7 @@ from diip_jax.prior import Prior
 BASELINES = "diip_jax.bench.baselines"
 DENOISING = ("denoise", "gaussian_noise")
 LINEAR = (*DENOISING, "sr4", "sr8", "gaussian_blur", "motion_blur")
+SIDE = 256  # pixels, of the pictures that the paper's learning rate is for
 # Of the paper's method where minutes must do: fewer steps, and a stop that comes sooner
 # than after its k_min of 100 iterations.
 QUICK = PAPER.replace(num_steps=3, k_min=15, max_iterations=30)
@@ -154,6 +155,27 @@ def diip_with(config: DIIPConfig, quick: DIIPConfig | None = None) -> Make:
     return make
 
 
+def rescaled(config: DIIPConfig, side: int) -> DIIPConfig:
+    """Return settings whose learning rate suits pictures of another size.
+
+    A step of Adam moves each pixel of z by up to the learning rate, and the mean of z,
+    in units of its own deviation, by that times the side. So the rate is in inverse
+    proportion to the side, for the same progress of what is large (inferred: the paper
+    has one size).
+
+    Args:
+        config: the settings, for pictures of 256x256 pixels.
+        side: of the pictures in pixels.
+    """
+    return config.replace(learning_rate=config.learning_rate * SIDE / side)
+
+
+def make_rescaled(setting: Setting) -> Ready | None:
+    """Return the paper's method at the learning rate for the size of the pictures."""
+    config, quick = (rescaled(c, setting.side) for c in (PAPER, QUICK))
+    return diip_with(config, quick)(setting)
+
+
 def work(config: DIIPConfig, num_iterations: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the evaluations of the network, and how many were differentiated.
 
@@ -172,8 +194,8 @@ def work(config: DIIPConfig, num_iterations: jax.Array) -> tuple[jax.Array, jax.
 
 
 def make_oracle(setting: Setting) -> Ready:
-    """Return the paper's run with the stop at the best PSNR."""
-    config = QUICK if setting.quick else PAPER
+    """Return the run of `make_rescaled` with the stop at the best PSNR."""
+    config = rescaled(QUICK if setting.quick else PAPER, setting.side)
 
     def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
         return best_iterate(prior, problem, key, config)
@@ -364,9 +386,15 @@ METHODS: dict[str, Method] = {
     "diip-paper": Method(
         "DIIP, paper", diip_with(PAPER, QUICK), evaluations=1200, gradients=1200
     ),
+    "diip-rescaled": Method(
+        "DIIP, paper, rate for this size",
+        make_rescaled,
+        evaluations=1200,
+        gradients=1200,
+    ),
     "diip": Method("DIIP, default", diip_with(DEFAULT), evaluations=21, gradients=16),
     "diip-oracle": Method(
-        "DIIP, paper, best iterate",
+        "DIIP, rate for this size, best iterate",
         make_oracle,
         is_oracle=True,
         evaluations=2200,

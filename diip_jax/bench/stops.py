@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from diip_jax import metrics, stopping
-from diip_jax.bench import tables, traces
+from diip_jax.bench import methods, tables, traces
 from diip_jax.bench.run import Options
 from diip_jax.bench.tables import Mean
 from diip_jax.bench.traces import Image, Trace
@@ -489,26 +489,34 @@ def table1(
         TraceError: the file of a run holds something else.
         OSError: a file cannot be read or written.
     """
-    return write(ablation_k_min(settings(options)), prior, images, output, options)
+    return write(
+        ablation_k_min(settings(options, prior)), prior, images, output, options
+    )
 
 
 def table2(
     prior: Prior, images: Sequence[Image], output: Path, options: Options
 ) -> list[Path]:
     """Write Table 2, the effect of epsilon; as `table1`."""
-    return write(ablation_epsilon(settings(options)), prior, images, output, options)
+    return write(
+        ablation_epsilon(settings(options, prior)), prior, images, output, options
+    )
 
 
 def table3(
     prior: Prior, images: Sequence[Image], output: Path, options: Options
 ) -> list[Path]:
     """Write Table 3, the gap to the optimal stop; as `table1`."""
-    return write(optimal_gap(settings(options)), prior, images, output, options)
+    return write(optimal_gap(settings(options, prior)), prior, images, output, options)
 
 
-def settings(options: Options) -> DIIPConfig:
-    """Return the settings of the runs that tables and figures read."""
-    return traces.QUICK if options.quick else traces.FULL
+def settings(options: Options, prior: Prior) -> DIIPConfig:
+    """Return the settings of the runs that tables and figures read.
+
+    The paper's but for the length, at the learning rate for the prior's size.
+    """
+    config = traces.QUICK if options.quick else traces.FULL
+    return methods.rescaled(config, prior.card.architecture.image_size)
 
 
 def head(options: Options, prior: Prior, num_images: int) -> list[str]:
@@ -519,7 +527,7 @@ def head(options: Options, prior: Prior, num_images: int) -> list[str]:
         prior: the frozen model.
         num_images: how many pictures it is of.
     """
-    config = settings(options)
+    config = settings(options, prior)
     runs = num_images * len(options.seeds)
     line = (
         f"- runs: {runs} of each degradation, {config.max_iterations} iterations each; "
@@ -570,7 +578,7 @@ def rows(
 ) -> list[Row]:
     """Make the runs that a table needs and return its lines."""
     lines, seeds = [], options.seeds
-    config, folder = settings(options), output / traces.FOLDER
+    config, folder = settings(options, prior), output / traces.FOLDER
     for task in table.tasks:
         results: dict[str, list[Found]] = {name: [] for name in table.rules}
         seen = options.progress(images, f"{table.name}: {task}")

@@ -14,7 +14,7 @@ from diip_jax.bench import stops, tables, traces
 from diip_jax.bench.run import Options
 from diip_jax.bench.stops import Found, Stop
 from diip_jax.config import PAPER, DIIPConfig
-from helpers import runs, seeded
+from helpers import bench_cells, runs, seeded
 from helpers.algorithm import algorithm_1
 from helpers.photos import CONFIG, LONG
 
@@ -333,11 +333,13 @@ def test_the_rules_of_a_table_are_what_their_names_say():
 
 
 def test_quick_tables_shrink_k_min_with_the_budget():
-    rules = stops.ablation_k_min(stops.settings(Options(quick=True))).rules
-    budget = stops.settings(Options(quick=True)).max_iterations
-    values = [int(name.removeprefix("k_min = ")) for name in rules]
+    config = stops.settings(Options(quick=True), bench_cells.PRIOR)
+    table = stops.ablation_k_min(config)
+    values = [int(name.removeprefix("k_min = ")) for name in table.rules]
     assert values == sorted(set(values))
-    assert max(values) < budget <= 60
-    # The paper has no numbers for these.
-    assert not stops.ablation_k_min(stops.settings(Options(quick=True))).published
-    assert stops.settings(Options()).k_min == PAPER.k_min
+    assert max(values) < config.max_iterations <= 60
+    assert not table.published  # the paper has no numbers for these
+    whole = stops.settings(Options(), bench_cells.PRIOR)
+    assert whole.k_min == PAPER.k_min
+    # 16 pixels: 16 times the rate of 256.
+    assert whole.learning_rate == pytest.approx(16 * PAPER.learning_rate)
