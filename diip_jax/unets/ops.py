@@ -268,7 +268,9 @@ def _convolve_by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
+    # Not `convolve`: JAX 0.10 confuses what is kept for the gradient with constants of
+    # the function in the gradient of a gradient inside a loop.
+    return _convolve(x, kernel, kernel.shape[0] // 2), (x, kernel)
 
 
 def _convolve_backward(residuals, g):
@@ -359,7 +361,7 @@ def _convolve_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_upsampled_forward(x, kernel):
-    return convolve_upsampled(x, kernel), (x, kernel)
+    return _convolve_phases(x, kernel), (x, kernel)  # as in `_convolve_forward`
 
 
 def _convolve_upsampled_backward(residuals, g):
