@@ -39,7 +39,7 @@ INSIDE = {
         *("loop", "__main__"),
     ],
     "bench": [
-        *("", "baselines", "baselines.restored", "baselines.ancestral", "operators"),
+        *("", "baselines", "baselines.restored", "baselines.sampling", "operators"),
         "baselines.forms",
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),

@@ -3,7 +3,7 @@
 The source samples the kernel with a diffusion model of kernels, which is not to be had.
 In its place a softmax of free numbers is the kernel, one step of Adam on the same
 distance updates it after each step of the image, and nothing but the softmax is known
-of it. Results belong in a row named `TITLE`.
+of it. Results belong in a row that says "no kernel prior".
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,10 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench.baselines import dps
-from diip_jax.bench.baselines.ddrm import answer
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import PredictStep, answer
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
-
-TITLE = "BlindDPS (no kernel prior)"
 
 
 @struct.dataclass
@@ -78,7 +76,7 @@ def restore(
 
 
 def sample(
-    predict_step: dps.PredictStep,
+    predict_step: PredictStep,
     steps: ddim.Steps,
     y: jax.Array,
     key: jax.Array,

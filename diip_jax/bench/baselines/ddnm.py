@@ -15,8 +15,8 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.ddrm import answer, bind, predict
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import answer, bind, predict
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 

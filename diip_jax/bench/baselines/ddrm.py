@@ -14,9 +14,9 @@ from jax import lax
 from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import answer, bind, noise_level, predict
 from diip_jax.bench.operators import Operator
-from diip_jax.prior import Prior, noise_predictor
-from diip_jax.schedule import ddim_timesteps
+from diip_jax.prior import Prior
 
 
 @struct.dataclass
@@ -173,66 +173,3 @@ def update(
     says_more += jnp.sqrt(jnp.maximum(variance, 0)) * noise
     measured = jnp.where(sigma_t * s >= sigma_y, says_more, says_less)
     return jnp.where(s > 0, measured, unmeasured)
-
-
-def bind(
-    prior: Prior, size: tuple[int, int], num_steps: int
-) -> tuple[ddim.PredictNoise, ddim.Steps]:
-    """Return a prior's noise predictor and its steps, for images of one size.
-
-    Args:
-        prior: the frozen model.
-        size: height and width of the images.
-        num_steps: "leading" timesteps, the last of which is 0.
-
-    Raises:
-        ValueError: the prior does not take such images, or has fewer timesteps.
-    """
-    check_size(prior, size)
-    length = prior.card.schedule.num_train_timesteps
-    timesteps = ddim_timesteps(num_steps, length)
-    return noise_predictor(prior, prior.card.preset, timesteps)
-
-
-def check_size(prior: Prior, size: tuple[int, int]) -> None:
-    """Reject images that a prior does not take as they are.
-
-    Raises:
-        ValueError: says the size and the remedy.
-    """
-    side, stride = prior.card.architecture.image_size, prior.stride
-    height, width = size
-    if not prior.card.any_size and size != (side, side):
-        raise ValueError(
-            f"image is {width}x{height}; prior {prior.card.name} takes {side}x{side}"
-        )
-    if height % stride or width % stride:
-        raise ValueError(
-            f"image is {width}x{height}; crop its sides to multiples of {stride}"
-        )
-
-
-def predict(
-    predict_noise: ddim.PredictNoise, x_t: jax.Array, now: ddim.Steps
-) -> tuple[jax.Array, jax.Array]:
-    """Return eps and the x_0 that it leaves, not clipped, each (H, W, 3)."""
-    eps = predict_noise(x_t, now.conditioning)
-    x_0 = (x_t - jnp.sqrt(1 - now.alpha_bar) * eps) / jnp.sqrt(now.alpha_bar)
-    return eps, x_0
-
-
-def noise_level(alpha_bar: jax.Array) -> jax.Array:
-    """Return sqrt((1 - alpha_bar) / alpha_bar), sigma_t of a clean image's multiple."""
-    return jnp.sqrt((1 - alpha_bar) / alpha_bar)
-
-
-def answer(x: jax.Array, evaluations: int, gradients: int = 0) -> Restored:
-    """Return the answer of a method whose image is in the prior's range.
-
-    Args:
-        x: image, (H, W, 3) in [-1, 1] and a little outside.
-        evaluations: of the network.
-        gradients: how many of them were differentiated.
-    """
-    image = (jnp.clip(x, -1, 1) + 1) / 2
-    return Restored(image, jnp.int32(evaluations), jnp.int32(gradients))

@@ -14,9 +14,14 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.ancestral import PredictStep, step_predictor
-from diip_jax.bench.baselines.ddrm import answer, check_size
+from diip_jax.bench.baselines import sampling
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import (
+    PredictStep,
+    answer,
+    check_size,
+    step_predictor,
+)
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
@@ -118,18 +123,11 @@ def ancestral(
         now: a single entry of `Steps`.
         key: for the noise.
     """
-    alpha_bar, alpha_bar_prev = now.alpha_bar, now.alpha_bar_prev
     eps, v = predict_step(x, now.conditioning)
-    x_0 = (x - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar)
-    x_0 = ddim.clip(x_0)
-    alpha = alpha_bar / alpha_bar_prev
-    of_x_0 = jnp.sqrt(alpha_bar_prev) * (1 - alpha) / (1 - alpha_bar)
-    of_x = jnp.sqrt(alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    smallest = (1 - alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    # beta^w smallest^(1 - w), which is 0 in the last step as `smallest` is.
-    ratio = (1 - alpha_bar) / jnp.maximum(1 - alpha_bar_prev, 1e-12)
-    deviation = jnp.sqrt(smallest) * ratio ** ((v + 1) / 4)
-    return x_0, of_x_0 * x_0 + of_x * x + deviation * jax.random.normal(key, x.shape)
+    x_0 = ddim.clip(sampling.without_noise(x, eps, now.alpha_bar))
+    mean, smallest, beta = sampling.posterior(x, x_0, now)
+    deviation = jnp.sqrt(sampling.between(v, smallest, beta))
+    return x_0, mean + deviation * jax.random.normal(key, x.shape)
 
 
 def bind(

@@ -19,6 +19,7 @@ from jax import lax
 
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import predict, without_noise
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
@@ -69,7 +70,7 @@ def invert_step(
     """
     alpha_bar, below = now.alpha_bar, now.alpha_bar_prev
     e = predict_noise(x, now.conditioning)
-    x_0 = (x - jnp.sqrt(1 - below) * e) / jnp.sqrt(below)
+    x_0 = without_noise(x, e, below)
     return jnp.sqrt(alpha_bar) * x_0 + jnp.sqrt(1 - alpha_bar) * e
 
 
@@ -94,8 +95,7 @@ def reverse_step(
     predict_noise: ddim.PredictNoise, x: jax.Array, now: ddim.Steps
 ) -> jax.Array:
     """Take x one level down by DDIM, with x_0 clipped and eps as predicted."""
-    e = predict_noise(x, now.conditioning)
-    x_0 = (x - jnp.sqrt(1 - now.alpha_bar) * e) / jnp.sqrt(now.alpha_bar)
+    e, x_0 = predict(predict_noise, x, now)
     kept = jnp.sqrt(now.alpha_bar_prev) * ddim.clip(x_0)
     return kept + jnp.sqrt(1 - now.alpha_bar_prev) * e
 

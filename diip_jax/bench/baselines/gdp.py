@@ -25,10 +25,10 @@ from flax import struct
 from jax import lax
 
 from diip_jax import canvas, ddim
-from diip_jax.bench.baselines import forms
-from diip_jax.bench.baselines.ancestral import PredictStep, step_predictor
+from diip_jax.bench.baselines import forms, sampling
 from diip_jax.bench.baselines.forms import Form, FormName
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.sampling import PredictStep, step_predictor
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior
@@ -104,29 +104,6 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
-def posterior(
-    x_t: jax.Array, x_0: jax.Array, now: ddim.Steps
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return mean and variance of q(x_{t-1} | x_t, x_0), and beta_t.
-
-    Eq. (7) of Ho et al. (2020), beta_t being 1 - ab_t / ab_{t-1}.
-    """
-    alpha = now.alpha_bar / now.alpha_bar_prev
-    beta = 1 - alpha
-    left = 1 - now.alpha_bar_prev
-    mean = jnp.sqrt(now.alpha_bar_prev) * beta * x_0 + jnp.sqrt(alpha) * left * x_t
-    return mean / (1 - now.alpha_bar), beta * left / (1 - now.alpha_bar), beta
-
-
-def between(v: jax.Array, variance: jax.Array, beta: jax.Array) -> jax.Array:
-    """Return the variance that v in [-1, 1] stands for, Eq. (15) of Nichol & Dhariwal.
-
-    Geometrically between the posterior's at v = -1 and beta at v = 1.
-    """
-    w = (v + 1) / 2
-    return jnp.exp(w * jnp.log(beta) + (1 - w) * jnp.log(variance))
-
-
 def phi_optimizer(
     phi: Any, config: Config, shape: tuple[int, ...]
 ) -> optax.GradientTransformation:
@@ -162,7 +139,7 @@ def sample(
     """Return the last state; its x is the answer.
 
     Args:
-        predict: x_t and conditioning to eps and v, each (H, W, 3); see `between`.
+        predict: predictor of noise and variance.
         steps: all timesteps, in the order of sampling.
         form: D.
         y: what the form's prediction is compared with, in [-1, 1].
@@ -188,17 +165,15 @@ def sample(
     def step(state: State, level: tuple[ddim.Steps, jax.Array]) -> tuple[State, None]:
         now, key = level
         eps, v = predict(state.x, now.conditioning)
-        x_0 = (state.x - jnp.sqrt(1 - now.alpha_bar) * eps) / jnp.sqrt(now.alpha_bar)
-        x_0 = ddim.clip(x_0)
-        mu, variance, beta = posterior(state.x, x_0, now)
+        x_0 = ddim.clip(sampling.without_noise(state.x, eps, now.alpha_bar))
+        mu, variance, beta = sampling.posterior(state.x, x_0, now)
         if jax.tree.leaves(state.phi):
             state = lax.fori_loop(
                 0, config.repeats, lambda _, state: descend(state, x_0), state
             )
         mu = mu - s * jax.grad(L, 1)(state.phi, x_0)
         n = jax.random.normal(key, shape, jnp.float32)
-        # The last step adds no noise: its posterior variance is 0.
-        deviation = jnp.where(variance > 0, jnp.sqrt(between(v, variance, beta)), 0)
+        deviation = jnp.sqrt(sampling.between(v, variance, beta))
         return state._replace(x=mu + deviation * n), None
 
     x = jax.random.normal(x_key, shape, jnp.float32)

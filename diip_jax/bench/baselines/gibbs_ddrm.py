@@ -21,7 +21,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines import ddrm
+from diip_jax.bench.baselines import ddrm, sampling
 from diip_jax.bench.baselines.blind_dps import check
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.bench.operators import Convolution, Operator
@@ -103,11 +103,11 @@ def restore(
     """
     check("GibbsDDRM", config.kernel_size, operator)
     size = (y.shape[0], y.shape[1])
-    predict_noise, steps = ddrm.bind(prior, size, config.num_steps)
+    predict_noise, steps = sampling.bind(prior, size, config.num_steps)
     late = late_steps(config, prior.card.schedule.num_train_timesteps)
     x, _ = sample(predict_noise, steps, jnp.asarray(late), 2 * y - 1, key, config)
     evaluations = config.num_steps + config.rounds * int(late[:-1].sum())
-    return ddrm.answer(x, evaluations)
+    return sampling.answer(x, evaluations)
 
 
 class _Now(NamedTuple):
@@ -148,7 +148,7 @@ def sample(
     def step(state: tuple[jax.Array, jax.Array], now: _Now):
         x_t, phi = state
         level = now.level
-        eps, x_0 = ddrm.predict(predict_noise, x_t, level)
+        eps, x_0 = sampling.predict(predict_noise, x_t, level)
         margin = jnp.where(now.late, x_0, y)
 
         def draw(phi: jax.Array, key: jax.Array) -> jax.Array:
@@ -158,7 +158,7 @@ def sample(
         def round_(i: jax.Array, state: tuple[jax.Array, jax.Array]):
             phi, x_next = state
             key, of_draw = jax.random.split(jax.random.fold_in(now.key, 2 + i))
-            _, x_0_next = ddrm.predict(predict_noise, x_next, now.next_level)
+            _, x_0_next = sampling.predict(predict_noise, x_next, now.next_level)
             phi = langevin(phi, y, x_0_next, key, config)
             return phi, draw(phi, of_draw)
 
@@ -172,7 +172,9 @@ def sample(
 
     keys = jax.random.split(key, len(steps.alpha_bar) + 1)
     phi = first_kernel(config.kernel_size)
-    x_bar = draw_first(y, phi, keys[0], ddrm.noise_level(steps.alpha_bar[0]), config)
+    x_bar = draw_first(
+        y, phi, keys[0], sampling.noise_level(steps.alpha_bar[0]), config
+    )
     x_T = jnp.sqrt(steps.alpha_bar[0]) * x_bar
     next_steps = jax.tree.map(lambda a: jnp.concatenate([a[1:], a[-1:]]), steps)
     now = _Now(steps, next_steps, late, keys[1:])
@@ -222,7 +224,7 @@ def draw_next(
         operator.to_spectrum(extend(eps, reach)),
         operator.measured(measured),
         operator.to_spectrum(jax.random.normal(key, measured.shape)),
-        ddrm.noise_level(now.alpha_bar_prev),
+        sampling.noise_level(now.alpha_bar_prev),
         2 * config.sigma,  # [-1, 1] is twice as long as [0, 1]
         config,
         operator,

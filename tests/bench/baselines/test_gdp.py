@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diip_jax import prior as priors
-from diip_jax.bench.baselines import ancestral, forms, gdp
+from diip_jax.bench.baselines import forms, gdp, sampling
 from diip_jax.bench.baselines.gdp import Config
 from diip_jax.unets.adm import ADMConfig
 from helpers import gaussian_prior, seeded
@@ -134,7 +134,7 @@ def test_the_variance_is_the_networks_last_channels(key):
 
     @jax.jit
     def predicted(prior):
-        predict, steps = ancestral.step_predictor(prior, np.array([700]))
+        predict, steps = sampling.step_predictor(prior, np.array([700]))
         return predict(x, jax.tree.map(lambda leaf: leaf[0], steps.conditioning))
 
     (eps, v), (v_again, eps_again) = predicted(prior), predicted(twin)
@@ -148,18 +148,18 @@ def test_the_variance_is_the_networks_last_channels(key):
 
 def test_without_a_learnt_variance_it_is_the_posteriors(tiny_prior, monkeypatch):
     bound = gaussian_prior.bound(gaussian_prior.wavy)
-    monkeypatch.setattr(ancestral, "noise_predictor", bound)
-    predict, steps = ancestral.step_predictor(tiny_prior, np.array([500, 250, 0]))
+    monkeypatch.setattr(sampling, "noise_predictor", bound)
+    predict, steps = sampling.step_predictor(tiny_prior, np.array([500, 250, 0]))
     _, v = predict(jnp.zeros(SHAPE), steps.conditioning[0])
     now = jax.tree.map(lambda leaf: leaf[0], steps)
-    _, variance, beta = gdp.posterior(jnp.zeros(()), jnp.zeros(()), now)
-    np.testing.assert_allclose(gdp.between(v, variance, beta), variance, rtol=1e-6)
+    _, variance, beta = sampling.posterior(jnp.zeros(()), jnp.zeros(()), now)
+    np.testing.assert_allclose(sampling.between(v, variance, beta), variance, rtol=1e-6)
     assert variance < beta
 
 
 def test_vmap_is_one_by_one_with_an_unknown_kernel(tiny_prior, key, monkeypatch):
     bound = gaussian_prior.bound(gaussian_prior.wavy)
-    monkeypatch.setattr(ancestral, "noise_predictor", bound)
+    monkeypatch.setattr(sampling, "noise_predictor", bound)
     config = Config(form="kernel", kernel_size=3, num_steps=3)
     y = jnp.stack([seeded.image(13, 16, seed) for seed in (0, 1)])
     keys = jax.random.split(key)
@@ -180,7 +180,7 @@ def test_a_known_operator_takes_the_place_of_any_form(tiny_prior, key, monkeypat
             return x
 
     bound = gaussian_prior.bound(gaussian_prior.wavy)
-    monkeypatch.setattr(ancestral, "noise_predictor", bound)
+    monkeypatch.setattr(sampling, "noise_predictor", bound)
     y = jnp.asarray(seeded.image(16, 16))
     config = Config(form="affine", num_steps=3)
     told = gdp.restore(tiny_prior, y, key, config, Identity()).image
