@@ -14,7 +14,7 @@ from diip_jax.bench import methods
 from diip_jax.bench.methods import METHODS, Problem, Setting
 from diip_jax.config import PAPER
 from helpers import bench_cells as fake
-from helpers import gaussian_prior, seeded
+from helpers import gaussian, seeded
 
 SETTING = Setting("denoise", 16, quick=False)
 WHOLE = Problem("clean", "y", "measurement", "operator", 0.1)
@@ -65,7 +65,7 @@ def test_evaluations_are_counted(changes, expected):
 @pytest.fixture
 def toy(monkeypatch):
     """Put a formula in place of the network."""
-    predictor = gaussian_prior.bound(gaussian_prior.wavy)
+    predictor = gaussian.bound(gaussian.wavy)
     monkeypatch.setattr(canvas, "noise_predictor", predictor)
 
 

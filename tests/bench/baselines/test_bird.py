@@ -7,7 +7,7 @@ import pytest
 
 from diip_jax.bench.baselines import bird, forms
 from diip_jax.bench.baselines.bird import Config
-from helpers import gaussian_prior, seeded
+from helpers import gaussian, seeded
 
 SHAPE = (8, 8, 3)
 TIMESTEPS = (15, 10, 5, 0)
@@ -16,9 +16,9 @@ TIMESTEPS = (15, 10, 5, 0)
 def g_and_slope(z):
     """Return g(z), and its frozen derivative, which is of each pixel by itself."""
     x, D = z, np.ones_like(z)
-    for ab, ab_prev in gaussian_prior.levels(TIMESTEPS):
+    for ab, ab_prev in gaussian.short_levels(TIMESTEPS):
         s, s_prev = np.sqrt(1 - ab), np.sqrt(1 - ab_prev)
-        x_0 = (x - s * gaussian_prior.wavy(x, np.float64(ab))) / np.sqrt(ab)
+        x_0 = (x - s * gaussian.wavy(x, np.float64(ab))) / np.sqrt(ab)
         clipped = np.abs(x_0) > 1
         x_0 = np.clip(x_0, -1, 1)
         eps = (x - np.sqrt(ab) * x_0) / s
@@ -45,10 +45,8 @@ def pseudocode(z, y, iterations, learning_rate):
 def test_the_pseudocode_with_the_frozen_gradient(key):
     config = Config(iterations=6, learning_rate=0.05)
     y = jnp.asarray(np.random.default_rng(0).uniform(-0.9, 0.9, SHAPE), jnp.float32)
-    steps = gaussian_prior.steps(TIMESTEPS)
-    state = bird.invert(
-        gaussian_prior.wavy, steps, forms.identity(), y, SHAPE, key, config
-    )
+    steps = gaussian.short_steps(TIMESTEPS)
+    state = bird.invert(gaussian.wavy, steps, forms.identity(), y, SHAPE, key, config)
     z = np.float64(jax.random.normal(jax.random.split(key)[0], SHAPE))
     x, z = pseudocode(z, np.float64(y), 6, 0.05)
     # Adam divides by the gradient's size: float32 shows where that is small
@@ -64,8 +62,8 @@ def test_the_kernel_is_found_where_the_prior_knows_the_picture(key):
     k = jnp.asarray([[0, 0.1, 0], [0.5, 0.2, 0], [0, 0, 0.2]])
     form = forms.kernel(3)
     config = Config(iterations=150, kernel_learning_rate=3e-3)
-    predict_noise = gaussian_prior.noise_predictor(x)
-    steps = gaussian_prior.steps((0,))
+    predict_noise = gaussian.predictor(x)
+    steps = gaussian.short_steps((0,))
     y = forms.convolve(x, k)
     state = bird.invert(predict_noise, steps, form, y, x.shape, key, config)
     seen = form.apply(state.variables["eta"], x)
@@ -87,7 +85,7 @@ class Pooling:
 
 @pytest.fixture
 def config(monkeypatch):
-    predict_noise = gaussian_prior.bound(gaussian_prior.wavy)
+    predict_noise = gaussian.bound(gaussian.wavy)
     monkeypatch.setattr(bird, "noise_predictor", predict_noise)
     return Config(form="downsample", factor=2, num_steps=2, iterations=3)
 

@@ -8,7 +8,7 @@ import pytest
 from diip_jax import ddim
 from diip_jax.bench.baselines import dreamclean
 from diip_jax.bench.baselines.dreamclean import Config
-from helpers import gaussian_prior, seeded
+from helpers import gaussian, seeded
 
 SHAPE = (8, 8, 3)
 
@@ -19,9 +19,9 @@ def entry(steps, i):
 
 def test_a_prior_of_one_picture_gives_that_picture(key):
     mean = np.random.default_rng(0).uniform(-0.9, 0.9, SHAPE).astype(np.float32)
-    predict_noise = gaussian_prior.noise_predictor(mean)
+    predict_noise = gaussian.predictor(mean)
     y = jnp.zeros(SHAPE)
-    x = dreamclean.clean(predict_noise, gaussian_prior.steps(), y, key, Config())
+    x = dreamclean.clean(predict_noise, gaussian.short_steps(), y, key, Config())
     # float32, magnified by 1 / sqrt(alpha_bar) < 6 at the highest level
     np.testing.assert_allclose(x, mean, atol=1e-5)
 
@@ -30,9 +30,9 @@ def test_a_vps_step_keeps_x_0_and_renews_a_share_of_the_noise():
     """Of s e, s ((1 - gamma) e + sqrt(1 - (1 - gamma)^2) n) is made."""
     rng = np.random.default_rng(0)
     x_0, e, n = rng.uniform(-1, 1, SHAPE), *rng.standard_normal((2, *SHAPE))
-    now = entry(gaussian_prior.steps(), 5)
+    now = entry(gaussian.short_steps(), 5)
     root, s = np.sqrt(now.alpha_bar), np.sqrt(1 - now.alpha_bar)
-    predict_noise = gaussian_prior.noise_predictor(x_0)
+    predict_noise = gaussian.predictor(x_0)
     x = jnp.asarray(root * x_0 + s * e, jnp.float32)
     moved = dreamclean.vps_step(predict_noise, x, now, 0.3, jnp.asarray(n))
     fresh = 0.7 * e + np.sqrt(1 - 0.7**2) * n  # of variance 1, as e and n
@@ -41,7 +41,7 @@ def test_a_vps_step_keeps_x_0_and_renews_a_share_of_the_noise():
 
 def test_inversion_is_ddim_read_backwards():
     """With the noise that the way up saw, DDIM's step comes back to the start."""
-    steps = gaussian_prior.steps()
+    steps = gaussian.short_steps()
     now = entry(steps, 4)
     eps = jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE), jnp.float32)
 
@@ -83,9 +83,7 @@ def pseudocode(predict, alphas_cumprod, y, noise, S, n, M, gamma):
 
 
 def test_the_pseudocode(tiny_prior, key, monkeypatch):
-    monkeypatch.setattr(
-        dreamclean, "noise_predictor", gaussian_prior.bound(gaussian_prior.wavy)
-    )
+    monkeypatch.setattr(dreamclean, "noise_predictor", gaussian.bound(gaussian.wavy))
     config = Config(S=20, n=3, M=2, gamma=0.2)
     y = seeded.image(16, 16)
     alphas_cumprod = tiny_prior.card.schedule.alphas_cumprod()
@@ -94,7 +92,7 @@ def test_the_pseudocode(tiny_prior, key, monkeypatch):
         for keys in jax.random.split(key, (3, 2))
     ]
     expected = pseudocode(
-        lambda x, t: gaussian_prior.wavy(x, alphas_cumprod[t]),
+        lambda x, t: gaussian.wavy(x, alphas_cumprod[t]),
         alphas_cumprod,
         2.0 * y - 1,
         np.float64(noise),

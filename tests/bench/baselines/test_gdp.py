@@ -9,7 +9,7 @@ from diip_jax import prior as priors
 from diip_jax.bench.baselines import forms, gdp, sampling
 from diip_jax.bench.baselines.gdp import Config
 from diip_jax.unets.adm import ADMConfig
-from helpers import gaussian_prior, seeded
+from helpers import gaussian, seeded
 
 SHAPE = (8, 8, 3)
 SCALE = 8 * 8 * 3 / (256 * 256 * 3)  # of s, for pictures of this shape
@@ -21,27 +21,27 @@ def with_posterior_variance(predict_noise):
 
 def run(predict, y, key, config, form=None, shape=SHAPE):
     form = form or forms.identity()
-    return gdp.sample(predict, gaussian_prior.steps(), form, y, shape, key, config)
+    return gdp.sample(predict, gaussian.short_steps(), form, y, shape, key, config)
 
 
 def test_a_prior_of_one_picture_leaves_one_step_towards_y(key):
     """At t = 0 mu is x0hat, here the picture, and dL/dx0hat = (x0hat - y) / (2 N)."""
     rng = np.random.default_rng(0)
     mean, y = rng.uniform(-0.9, 0.9, (2, *SHAPE)).astype(np.float32)
-    predict = with_posterior_variance(gaussian_prior.noise_predictor(mean))
+    predict = with_posterior_variance(gaussian.predictor(mean))
     x = run(predict, y, key, Config(s=8e4)).x
     step = 8e4 * SCALE / (2 * mean.size)
     assert step == pytest.approx(0.2, rel=0.02)  # as at 256x256
     np.testing.assert_allclose(x, mean - step * (mean - y), atol=1e-5)  # float32
 
 
-def test_the_distribution_of_a_gaussian_prior(key):
+def test_the_distribution_of_a_gaussian(key):
     """Every step is a line plus noise: mean and variance follow by recursion."""
     shape, (mean, variance, y) = (64, 64, 3), (0.2, 0.02, -0.1)
     s = 4e4
-    predict_noise = gaussian_prior.noise_predictor(mean, variance)
+    predict_noise = gaussian.predictor(mean, variance**0.5)
     expected, spread = 0.0, 1.0
-    for ab, ab_prev in gaussian_prior.levels():
+    for ab, ab_prev in gaussian.short_levels():
         root, root_prev = np.sqrt(ab), np.sqrt(ab_prev)
         alpha, beta = ab / ab_prev, 1 - ab / ab_prev
         weight = beta * root_prev / (1 - ab)  # of x0hat in mu, Ho et al.'s Eq. (7)
@@ -64,7 +64,7 @@ def test_the_distribution_of_a_gaussian_prior(key):
 def test_the_factor_of_the_light_is_found(key):
     """The factor f descends to the least squares where the prior knows the picture."""
     x = np.random.default_rng(1).uniform(-0.9, 0.9, SHAPE).astype(np.float32)
-    predict = with_posterior_variance(gaussian_prior.noise_predictor(x))
+    predict = with_posterior_variance(gaussian.predictor(x))
     y = 2 * (0.4 * (x + 1) / 2) - 1
     config = Config(form="affine", s=0.0)
     phi = run(predict, y, key, config, forms.affine(SHAPE)).phi
@@ -101,7 +101,7 @@ def test_the_pseudocode_with_a_learnt_variance(key):
     timesteps = (18, 12, 6, 0)
 
     def predict(x, ab):
-        return gaussian_prior.wavy(x, ab), 0.9 * gaussian_prior.wavy(0.5 * x, -ab)
+        return gaussian.wavy(x, ab), 0.9 * gaussian.wavy(0.5 * x, -ab)
 
     y = np.random.default_rng(2).uniform(-1, 1, SHAPE)
     x_key, _, n_key = jax.random.split(key, 3)
@@ -109,14 +109,14 @@ def test_the_pseudocode_with_a_learnt_variance(key):
     start = np.float64(jax.random.normal(x_key, SHAPE))
     expected = pseudocode(
         predict,
-        gaussian_prior.ALPHAS_CUMPROD,
+        gaussian.SHORT_ALPHAS_CUMPROD,
         timesteps,
         y,
         start,
         np.float64(noise),
         6e4,
     )
-    form, steps = forms.downsample(2), gaussian_prior.steps(timesteps)
+    form, steps = forms.downsample(2), gaussian.short_steps(timesteps)
     measurement = form.measure(jnp.asarray(y, jnp.float32))
     config = Config(s=6e4)
     x = gdp.sample(predict, steps, form, measurement, SHAPE, key, config).x
@@ -147,7 +147,7 @@ def test_the_variance_is_the_networks_last_channels(key):
 
 
 def test_without_a_learnt_variance_it_is_the_posteriors(tiny_prior, monkeypatch):
-    bound = gaussian_prior.bound(gaussian_prior.wavy)
+    bound = gaussian.bound(gaussian.wavy)
     monkeypatch.setattr(sampling, "noise_predictor", bound)
     predict, steps = sampling.step_predictor(tiny_prior, np.array([500, 250, 0]))
     _, v = predict(jnp.zeros(SHAPE), steps.conditioning[0])
@@ -158,7 +158,7 @@ def test_without_a_learnt_variance_it_is_the_posteriors(tiny_prior, monkeypatch)
 
 
 def test_vmap_is_one_by_one_with_an_unknown_kernel(tiny_prior, key, monkeypatch):
-    bound = gaussian_prior.bound(gaussian_prior.wavy)
+    bound = gaussian.bound(gaussian.wavy)
     monkeypatch.setattr(sampling, "noise_predictor", bound)
     config = Config(form="kernel", kernel_size=3, num_steps=3)
     y = jnp.stack([seeded.image(13, 16, seed) for seed in (0, 1)])
@@ -179,7 +179,7 @@ def test_a_known_operator_takes_the_place_of_any_form(tiny_prior, key, monkeypat
         def apply(self, x):
             return x
 
-    bound = gaussian_prior.bound(gaussian_prior.wavy)
+    bound = gaussian.bound(gaussian.wavy)
     monkeypatch.setattr(sampling, "noise_predictor", bound)
     y = jnp.asarray(seeded.image(16, 16))
     config = Config(form="affine", num_steps=3)
