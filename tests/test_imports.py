@@ -14,7 +14,7 @@ PACKAGE = ROOT / "diip_jax"
 # rows above its own in this list. A new room gets its place here.
 ROWS = [
     {"addresses", "printable"},
-    {"entries"},
+    {"entries", "command_line"},
     {"config", "storage", "schedule", "signals", "ddim", "unets", "metrics"}
     | {"degradations", "noise", "ensemble", "devices"},
     {"compilation", "images", "stopping", "prior", "tiling"},

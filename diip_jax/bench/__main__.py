@@ -20,8 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
-EXIT_FILE, EXIT_WEIGHTS, EXIT_MEMORY, EXIT_INTERRUPTED = 4, 5, 6, 130
+from diip_jax import command_line
+from diip_jax.command_line import EXIT_MEMORY, fail, positive
+
+EXIT_OK, EXIT_USAGE, EXIT_SOME_FAILED = 0, 2, 3
+EXIT_FILE, EXIT_WEIGHTS, EXIT_INTERRUPTED = 4, 5, 130
+SMALLER = "give a smaller --prior"  # where memory does not suffice
 EXIT_CODES = """exit codes:
   0  all made                       4  no pictures, or a file cannot be read or written
   1  unexpected error               5  the prior is missing or damaged
@@ -52,24 +56,13 @@ class UsageError(ValueError):
     """A flag that names what there is not."""
 
 
-class _Help(
-    argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
-):
-    """Lines as they are written, and the defaults that there are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False) or not action.option_strings:
-            return action.help
-        return super()._get_help_string(action)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
-    result = argparse.ArgumentParser(
+    result = command_line.Parser(
         "python -m diip_jax.bench",
         description=__doc__,
         epilog=EXIT_CODES,
-        formatter_class=_Help,
+        formatter_class=command_line.Help,
     )
     add = result.add_argument
     add(
@@ -82,9 +75,9 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=Path, required=True, help="folder of clean pictures")
     add("--prior", default="natural64", help="bundled prior, or a prior's folder")
     add("--output", type=Path, default=Path("bench"), help="folder of the results")
-    add("--count", type=_positive, help="pictures; a number for each table by default")
+    add("--count", type=positive, help="pictures; a number for each table by default")
     add("--first", type=_count, default=0, help="skip so many pictures")
-    add("--seeds", type=_positive, default=1, help="how often each is damaged")
+    add("--seeds", type=positive, default=1, help="how often each is damaged")
     add("--methods", type=_names, help="rows, as A,B; all that are installed")
     add("--tasks", type=_names, help="columns, as A,B; all of a table")
     add(
@@ -108,18 +101,18 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(given, arguments)
     except (InputError, ImageError, CellsError, OSError) as error:
-        return _fail(EXIT_FILE, error)
+        return fail(EXIT_FILE, error)
     except PriorError as error:
-        return _fail(EXIT_WEIGHTS, error)
+        return fail(EXIT_WEIGHTS, error)
     except UsageError as error:
-        return _fail(EXIT_USAGE, error)
+        return fail(EXIT_USAGE, error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("diip_jax"):
             raise
         needed = f'this needs {error.name}: pip install "diip-jax[report]"'
-        return _fail(EXIT_USAGE, needed)
+        return fail(EXIT_USAGE, needed)
     except MemoryError:
-        return _fail(EXIT_MEMORY, "not enough memory; give a smaller --prior")
+        return fail(EXIT_MEMORY, f"not enough memory; {SMALLER}")
 
 
 def _keep_programs() -> None:
@@ -136,7 +129,9 @@ def _keep_programs() -> None:
         folder = storage.cache_dir() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _say(f"warning: no cache for compiled programs: {error}; set DIIP_CACHE")
+        command_line.say(
+            f"warning: no cache for compiled programs: {error}; set DIIP_CACHE"
+        )
     else:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -166,7 +161,7 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     from diip_jax.photos.find import InputError
     from diip_jax.prior import load
 
-    say = (lambda _: None) if given.quiet else _say
+    say = (lambda _: None) if given.quiet else command_line.say
     what = NAMES if ALL in given.what else tuple(dict.fromkeys(given.what))
     _check_names(given)
     prior = load(given.prior)
@@ -203,7 +198,7 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     for name in what:
         failed += _table(name, setting) if name in TABLES else _other(name, setting)
     if failed:
-        return _fail(EXIT_SOME_FAILED, f"{failed} cells failed; run it again to retry")
+        return fail(EXIT_SOME_FAILED, f"{failed} cells failed; run it again to retry")
     return EXIT_OK
 
 
@@ -247,7 +242,7 @@ def _table(name: str, setting: _Setting) -> int:
     text = tables.markdown(name, table, cells, [*top, *(f"- {x}" for x in left_out)])
     _tell(tables.write(given.output, name, text, tables.to_csv(cells)), say)
     for (method, task), reason in tally.errors.items():
-        _say(f"failed: {method} on {task}: {reason}")
+        command_line.say(f"failed: {method} on {task}: {reason}")
     return sum(cell.error is not None for cell in cells)
 
 
@@ -301,12 +296,6 @@ def _progress(quiet: bool) -> Callable[[Iterable[Any], str], Iterable[Any]]:
     return progress
 
 
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
 def _count(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
@@ -315,16 +304,6 @@ def _count(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-
-
-def _fail(code: int, message: object) -> int:
-    _say(f"error: {message}")
-    return code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -337,17 +316,10 @@ def cli() -> None:
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
-        _fail(EXIT_INTERRUPTED, "stopped; run it again to go on with the next cell")
+        fail(EXIT_INTERRUPTED, "stopped; run it again to go on with the next cell")
         os._exit(EXIT_INTERRUPTED)  # what is being computed is not waited for
     except Exception as error:  # the last resort, says what it is
-        if os.environ.get("DIIP_DEBUG"):
-            raise
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in first_line:
-            code = _fail(EXIT_MEMORY, "not enough memory; give a smaller --prior")
-        else:
-            reason = f"{type(error).__name__}: {first_line}"
-            code = _fail(EXIT_UNEXPECTED, f"{reason}; DIIP_DEBUG=1 shows the traceback")
+        code = command_line.unexpected(error, SMALLER)
     sys.exit(code)
 
 

@@ -9,19 +9,21 @@ above real crops) and loss.png. The same command again goes on where it was stop
 """
 
 import argparse
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from diip_jax import command_line
+from diip_jax.command_line import EXIT_MEMORY, fail, positive
 from diip_jax.printable import printable
 
-EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_FILE, EXIT_WEIGHTS = 0, 1, 2, 4, 5
-EXIT_MEMORY, EXIT_DIVERGED, EXIT_INTERRUPTED = 6, 8, 130
+EXIT_OK, EXIT_USAGE, EXIT_FILE, EXIT_WEIGHTS = 0, 2, 4, 5
+EXIT_DIVERGED, EXIT_INTERRUPTED = 8, 130
+SMALLER = "pass a smaller --batch_size"  # where memory does not suffice
 EXIT_CODES = """exit codes:
   0  trained                        5  --init is missing or damaged
   1  unexpected error               6  out of memory
@@ -44,31 +46,13 @@ NEEDS = ("grain", "matplotlib")
 NETWORK = ("family", *SHAPE, "schedule")
 
 
-class _Help(
-    argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
-):
-    """Lines as they are written, and the defaults that there are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that repeats no flag to the terminal as it was given."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
-    result = _Parser(
+    result = command_line.Parser(
         "python -m diip_jax.training",
         description=__doc__,
         epilog=EXIT_CODES,
-        formatter_class=_Help,
+        formatter_class=command_line.Help,
     )
     add = result.add_argument
     add("--images", type=Path, nargs="+", required=True, help="folders, or zip files")
@@ -76,23 +60,23 @@ def parser() -> argparse.ArgumentParser:
     add("--init", metavar="PRIOR", help="go on from this prior, else from nothing")
     length = result.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_above_0, help="by the clock; default 60")
-    length.add_argument("--steps", type=_positive, help="by steps instead")
+    length.add_argument("--steps", type=positive, help="by steps instead")
     add("--restart", action="store_true", help="forget what was begun at --output")
 
     shape = result.add_argument_group("the network, without --init; as bundled")
     shape.add_argument("--family", choices=("adm", "ddpm"), help="default adm")
-    shape.add_argument("--image_size", type=_positive, help="side of crops; 64")
-    shape.add_argument("--num_channels", type=_positive, help="32")
+    shape.add_argument("--image_size", type=positive, help="side of crops; 64")
+    shape.add_argument("--num_channels", type=positive, help="32")
     shape.add_argument("--channel_mult", type=_numbers, help="1,2,3,4")
-    shape.add_argument("--num_res_blocks", type=_positive, help="1")
+    shape.add_argument("--num_res_blocks", type=positive, help="1")
     shape.add_argument("--attention_factors", type=_numbers, help="8")
     shape.add_argument("--schedule", choices=("linear", "cosine"), help="linear")
 
     how = result.add_argument_group("the training")
     add = how.add_argument
-    add("--batch_size", type=_positive, default=32, help="over all devices")
+    add("--batch_size", type=positive, default=32, help="over all devices")
     add("--learning_rate", type=_above_0, default=2.5e-4, help="at its peak")
-    add("--warm_up", type=_positive, default=200, help="steps until it is there")
+    add("--warm_up", type=positive, default=200, help="steps until it is there")
     add("--weight_decay", type=float, default=0.0, help="above 0: AdamW")
     add("--ema_decay", type=float, default=0.9997, help="of the averaged weights")
     add(
@@ -115,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
     left = result.add_argument_group("what is left")
     add = left.add_argument
     add("--save_minutes", type=_above_0, default=5.0, help="between two saves")
-    add("--save_steps", type=_positive, help="between two saves, instead")
-    add("--log_steps", type=_positive, default=20, help="between two lines of the log")
-    add("--num_validation", type=_positive, default=32, help="crops to validate on")
+    add("--save_steps", type=positive, help="between two saves, instead")
+    add("--log_steps", type=positive, default=20, help="between two lines of the log")
+    add("--num_validation", type=positive, default=32, help="crops to validate on")
     add("--nearest", action="store_true", help="below each sample, its nearest crop")
     add("--name", help="of the prior; the folder's")
     add("--licence", default="not stated", help="terms of the weights, for the card")
@@ -131,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         needed = f'training needs {missing[0]}: pip install "diip-jax[train]"'
-        return _fail(EXIT_USAGE, needed)
+        return fail(EXIT_USAGE, needed)
     from diip_jax.prior import PriorError
     from diip_jax.training.checkpoint import CheckpointError
     from diip_jax.training.data import DataError
@@ -140,15 +124,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(given)
     except (DataError, CheckpointError, OSError) as error:
-        return _fail(EXIT_FILE, error)
+        return fail(EXIT_FILE, error)
     except PriorError as error:
-        return _fail(EXIT_WEIGHTS, error)
+        return fail(EXIT_WEIGHTS, error)
     except TrainingError as error:
-        return _fail(EXIT_DIVERGED, error)
+        return fail(EXIT_DIVERGED, error)
     except UsageError as error:
-        return _fail(EXIT_USAGE, error)
+        return fail(EXIT_USAGE, error)
     except MemoryError:
-        return _fail(EXIT_MEMORY, "not enough memory; pass a smaller --batch_size")
+        return fail(EXIT_MEMORY, f"not enough memory; {SMALLER}")
 
 
 class UsageError(ValueError):
@@ -168,7 +152,7 @@ def _run(given: argparse.Namespace) -> int:
     config = _config(given, prior)
     side = prior.card.architecture.image_size
     pictures = data.find(given.images, side)
-    say = (lambda _: None) if given.quiet else _say
+    say = (lambda _: None) if given.quiet else command_line.say
     for name, reason in pictures.rejected:
         say(f"left out {name}: {reason}")
     say(
@@ -188,7 +172,7 @@ def _run(given: argparse.Namespace) -> int:
         )
         _tell(events, given, say)
     if interruption():
-        return _fail(EXIT_INTERRUPTED, "stopped and saved; run it again to go on")
+        return fail(EXIT_INTERRUPTED, "stopped and saved; run it again to go on")
     say(f"{given.output}: use it with python main.py --prior {given.output}")
     return EXIT_OK
 
@@ -330,13 +314,9 @@ class _Interruption:
         if self._heard:
             raise KeyboardInterrupt
         self._heard = True
-        _say("stopping after this step; once more to stop at once, without a save")
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+        command_line.say(
+            "stopping after this step; once more to stop at once, without a save"
+        )
 
 
 def _above_0(text: str) -> float:
@@ -352,31 +332,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list such as 1,2") from error
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
-
-
-def _fail(code: int, message: object) -> int:
-    _say(f"error: {message}")
-    return code
-
-
 def cli() -> None:
     """Run the command as a program; no traceback reaches the user."""
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
-        code = _fail(EXIT_INTERRUPTED, "stopped; what was saved is kept")
+        code = fail(EXIT_INTERRUPTED, "stopped; what was saved is kept")
     except Exception as error:  # the last resort, says what it is
-        if os.environ.get("DIIP_DEBUG"):
-            raise
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in first_line:
-            code = _fail(EXIT_MEMORY, "not enough memory; pass a smaller --batch_size")
-        else:
-            reason = f"{type(error).__name__}: {first_line}"
-            code = _fail(EXIT_UNEXPECTED, f"{reason}; DIIP_DEBUG=1 shows the traceback")
+        code = command_line.unexpected(error, SMALLER)
     sys.exit(code)
 
 
