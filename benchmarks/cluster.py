@@ -1,22 +1,28 @@
-"""What many machines cost beside the restoration: overhead, memory, workers.
+"""What many machines cost beside the restoration: overhead, memory, workers, deaths.
 
-    python benchmarks/cluster.py [--parts rows workers paper] [--json FILE]
+    python benchmarks/cluster.py [--parts rows workers deaths paper] [--json FILE]
 
 `rows`: tiny photos through listing, look, read, write and the driver's bar, with a
 stand-in that restores nothing; milliseconds of a photo, and the driver's memory at each
 tenth of the run. `workers`: a stand-in that sleeps, so that workers do not share cores;
-photos per second from the first batch on, by the number of workers. `paper`:
-what a million photos would take on accelerators, predicted from operations counted on
-shapes, not measured. Ray is one of this machine; files are in memory (/dev/shm).
+photos per second from the first batch on, by the number of workers. `deaths`: the
+sleeping stand-in on three nodes, and again with one of them killed on the way; the
+seconds that it cost. `paper`: what a million photos would take on accelerators,
+predicted from operations counted on shapes, not measured. Ray is one of this machine;
+files are in memory (/dev/shm).
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +37,14 @@ from diip_jax.photos import cluster, command
 from diip_jax.photos.plan import Options
 from diip_jax.photos.terminal import Terminal
 
-PARTS = ("rows", "workers", "paper")
+PARTS = ("rows", "workers", "deaths", "paper")
 PRIOR = "natural64"
 STORE_BYTES = 200 * 2**20
 PEAK_FLOPS = 67e12  # of an H100 SXM in float32, by its data sheet
 UTILISATION = 0.3  # of the peak, assumed: no accelerator was measured
 MEGAPIXEL = (1024, 1024)
 PNG_BYTES = 2.5e6  # of a megapixel with noise, in and out
+NODES, NUM_MORTAL = 3, 60  # of `deaths`
 ENCODE_SECONDS = 0.35  # to write and to read such a PNG twice, on one core, assumed
 
 
@@ -106,9 +113,11 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def measure(folder: Path, workers: int, stub: type[Stub]) -> dict[str, Any]:
+def measure(
+    folder: Path, workers: int, stub: type[Stub], address: str = "local"
+) -> dict[str, Any]:
     """Return times and memory of a run over a folder with a stand-in."""
-    out, watch = folder.parent / f"out{workers}", Watch()
+    out, watch = folder.parent / "out", Watch()
     card = priors.read_card(PRIOR)
     config = command.settings(priors.Prior(None, card), "default", {})
     began = time.perf_counter()
@@ -119,7 +128,7 @@ def measure(folder: Path, workers: int, stub: type[Stub]) -> dict[str, Any]:
         config,
         Options(output=str(out)),
         watch,
-        cluster.Cluster("local", workers, device="cpu"),
+        cluster.Cluster(address, workers, device="cpu"),
         recursive=True,
         restorer=stub,
     )
@@ -139,6 +148,50 @@ def measure(folder: Path, workers: int, stub: type[Stub]) -> dict[str, Any]:
         "driver_megabytes": [*tenths, watch.megabytes[-1]],
         "driver_peak_megabytes": max(watch.megabytes),
     }
+
+
+def deaths(folder: Path) -> dict[str, Any]:
+    """Return the seconds that the death of one of three nodes costs a run."""
+    undisturbed = on_nodes(folder, lambda *_: None)
+    disturbed = on_nodes(folder, kill_later)
+    # From the first batch on: how long Ray takes to start is not the death's.
+    before, after = (
+        row["photos"] / row["since_the_first_began"] for row in (undisturbed, disturbed)
+    )
+    return {
+        "photos": disturbed["photos"],
+        "nodes": NODES,
+        "seconds_undisturbed": before,
+        "seconds_with_a_death": after,
+        "seconds_lost": after - before,
+    }
+
+
+def on_nodes(folder: Path, disturb: Callable[[Any, Path], None]) -> dict[str, Any]:
+    """Return `measure` on a Ray of nodes; `disturb` is given one, and the output."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    own = {"num_cpus": 2, "object_store_memory": STORE_BYTES}
+    head = {**own, "include_dashboard": False}
+    nodes = Nodes(initialize_head=True, head_node_args=head)
+    try:
+        others = [nodes.add_node(**own) for _ in range(NODES - 1)]
+        disturb(others[0], folder.parent / "out")
+        return measure(folder, NODES, Sleeper, nodes.address)
+    finally:
+        nodes.shutdown()
+
+
+def kill_later(node: Any, out: Path) -> None:
+    """Kill the raylet of a node once a quarter of its run's photos are written."""
+    raylet = node.all_processes["raylet"][0].process.pid
+
+    def wait() -> None:
+        while sum(1 for _ in out.rglob("*.png")) < NUM_MORTAL // 4:
+            time.sleep(0.05)
+        os.kill(raylet, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def photo_flops() -> float:
@@ -183,8 +236,38 @@ def on_paper() -> dict[str, Any]:
     }
 
 
+def local_ray(num_cpus: int) -> None:
+    """Start a Ray of this machine; its workers do not give way to all else."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+def workers(folder: Path, naps: int) -> list[dict[str, Any]]:
+    """Return a run with one sleeping worker, and one with four."""
+    local_ray(num_cpus=8)
+    few = photos(folder, naps)
+    found = [measure(few, count, Sleeper) for count in (1, 4)]
+    one, four = (row["since_the_first_began"] for row in found)
+    print(f"{one:.2f} photos/s with 1 worker, {four:.2f} with 4: {four / one:.2f}")
+    return found
+
+
+def many(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return a run over many tiny photos."""
+    local_ray(num_cpus=3)
+    return [measure(photos(folder, count), 1, Stub)]
+
+
 def main() -> None:
-    """Print one table per part."""
+    """Print the measurements of each part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -193,43 +276,37 @@ def main() -> None:
     parser.add_argument("--naps", type=int, default=128)
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
+    measured: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        "rows": lambda folder: many(folder, flags.rows),
+        "workers": lambda folder: workers(folder, flags.naps),
+        "deaths": lambda folder: [deaths(photos(folder, NUM_MORTAL))],
+        "paper": lambda _: [on_paper()],
+    }
     rows: list[dict[str, Any]] = []
-    if "paper" in flags.parts:
-        rows.append({"part": "paper", **on_paper()})
-        print(json.dumps(rows[-1], indent=1))
-    if set(flags.parts) & {"rows", "workers"}:
-        # Workers are otherwise given way to all else on the machine.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        import ray
-        import ray.data
-
-        ray.init(
-            address="local",
-            num_cpus=8 if "workers" in flags.parts else 3,
-            object_store_memory=STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        # All workers are there before the first batch is given.
-        ray.data.DataContext.get_current().wait_for_min_actors_s = 600
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        if "workers" in flags.parts:
-            (Path(folder) / "few").mkdir()
-            few = photos(Path(folder) / "few", flags.naps)
-            naps = [measure(few, n, Sleeper) for n in (1, 4)]
-            rows += [{"part": "workers", **row} for row in naps]
-            one, four = (row["since_the_first_began"] for row in naps)
-            print(
-                f"{one:.2f} photos/s with 1 worker, {four:.2f} with 4: {four / one:.2f}"
-            )
-        if "rows" in flags.parts:
-            (Path(folder) / "many").mkdir()
-            many = photos(Path(folder) / "many", flags.rows)
-            rows.append({"part": "rows", **measure(many, 1, Stub)})
-            print(json.dumps(rows[-1], indent=1))
+    for part in flags.parts:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, alone(part):
+            (Path(folder) / "in").mkdir()
+            found = measured[part](Path(folder) / "in")
+        rows += [{"part": part, **row} for row in found]
+        print(json.dumps(found, indent=1))
     if flags.json:
         cases.write(flags.json, rows)
+
+
+@contextlib.contextmanager
+def alone(part: str) -> Iterator[None]:
+    """Give a part that needs Ray one of its own."""
+    if part == "paper":
+        yield
+        return
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+    import ray.data
+
+    # All workers are there before the first batch is given.
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 600
+    yield
+    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Ray is imported here alone, and only when a cluster is asked for. Between machin
 Arrow tables; nothing that is read from a store is unpickled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -19,6 +20,7 @@ import math
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -355,19 +357,23 @@ class _connected:
 
     def __init__(self, cluster: Cluster, terminal: Terminal):
         self._cluster, self._terminal = cluster, terminal
-        self._joined = False
+        self._left = contextlib.ExitStack()
 
     def __enter__(self) -> Layout:
         ray = _ray()
-        if not ray.is_initialized():
-            self._join(ray)
-            self._joined = True
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        return layout(ray.cluster_resources(), len(nodes), self._cluster)
+        with contextlib.ExitStack() as left:
+            # Ray prints that a machine died where results belong.
+            left.enter_context(contextlib.redirect_stdout(sys.stderr))
+            if not ray.is_initialized():
+                self._join(ray)
+                left.callback(ray.shutdown)
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            found = layout(ray.cluster_resources(), len(nodes), self._cluster)
+            self._left = left.pop_all()
+        return found
 
     def __exit__(self, *_: object) -> None:
-        if self._joined:
-            _ray().shutdown()
+        self._left.close()
 
     def _join(self, ray: Any) -> None:
         address = self._cluster.address
@@ -595,7 +601,8 @@ def _dataset(tables: Sequence[Any]) -> Any:
     dataset = ray.data.from_arrow(list(tables))
     context = dataset.context
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Its errors are tracebacks, of what comes again or is told as a photo's error.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context.print_on_execution_start = False
     # What a dead machine took with it comes again in the next pass.
     context.max_errored_blocks = -1

@@ -90,6 +90,7 @@ class Terminal:
         self.quiet, self.verbose, self.json = quiet, verbose, json
         self.lost_output = False  # standard output did not take what it was given
         self._progress, self._failure_code = progress and not quiet, failure_code
+        self._stdout = sys.stdout  # results alone; a library may be redirected from it
 
     def say(self, text: str) -> None:
         """Say something that --quiet keeps silent."""
@@ -125,12 +126,12 @@ class Terminal:
         more does a full disk, but it is told, once.
         """
         try:
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
+            self._stdout.write(f"{text}\n")
+            self._stdout.flush()
         except BrokenPipeError:
-            _discard(sys.stdout)
+            _discard(self._stdout)
         except OSError as error:
-            _discard(sys.stdout)
+            _discard(self._stdout)
             self.lost_output = True
             write_line(f"error: {_unprinted(error)}")
 

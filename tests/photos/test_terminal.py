@@ -3,8 +3,10 @@
 What a bar must say is written out here; the run behind it is made up.
 """
 
+import contextlib
 import io
 import re
+import sys
 import threading
 import types
 
@@ -135,3 +137,12 @@ def test_a_counter_tells_how_many_how_fast_and_how_long(capsys, monkeypatch):
         counter.add(14, 1)  # 20 in 40 s
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "20 of 100 photos: 2 failed, 0.5 photos/s, about 02:40 left"
+
+
+def test_what_a_library_prints_is_kept_off_the_results(capsys):
+    terminal = console.Terminal(json=True)
+    with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
+        sys.stdout.write("a machine died\n")
+        terminal.emit({"status": "ok"})
+    assert capsys.readouterr().out == '{"status": "ok"}\n'
+    assert elsewhere.getvalue() == "a machine died\n"
