@@ -619,6 +619,8 @@ def _choose_device(jax: ModuleType, say: Callable[[str], None]) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         if FLAGS.distributed and not jax.distributed.is_initialized():
+            # Nothing is gathered; Gloo would print on standard output on CPUs.
+            jax.config.update("jax_cpu_collectives_implementation", None)
             jax.distributed.initialize()
         found = jax.default_backend()
     except (RuntimeError, ValueError) as error:  # ValueError: no such processes

@@ -6,6 +6,7 @@ exit codes are those that `--help` lists.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -394,17 +395,16 @@ def test_an_array_that_cannot_be_told_exits_2(
     assert said in err
 
 
-DISTRIBUTED = """
-import sys
-import jax
-import main
+FIRST_OF_JAX = 2**16 - 2**12  # of the ports that it takes under SLURM
 
-jax.distributed.initialize("127.0.0.1:{port}", num_processes=2, process_id={process})
-assert jax.process_count() == 2
-code = main.main(["main.py", *{flags!r}])
-jax.distributed.shutdown()  # waits for the other process
-sys.exit(code)
-"""
+
+def free_port(first):
+    """Return the first port from here on that nobody listens to."""
+    for port in range(first, 2**16):
+        with socket.socket() as asked, contextlib.suppress(OSError):
+            asked.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port from {first} on is free")
 
 
 @pytest.mark.slow
@@ -412,30 +412,29 @@ def test_processes_of_one_slice_share_the_photos(run, folder, tmp_path):
     for n in range(6):
         save(tmp_path / "in" / f"{n}.png", seed=n)
     assert run("in", "-o", "alone", "--batch_size=1")[0] == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     flags = ["in", "-o", "out", "--json", "--batch_size=1", f"--prior={folder}"]
     flags += ["--save_every=2"]  # neither waits for the other to save
+    line = [sys.executable, str(ROOT / "main.py"), *flags, "--distributed"]
+    # What SLURM tells the tasks of a job. JAX takes the port from the job's number.
+    job = {
+        "SLURM_JOB_ID": str(free_port(FIRST_OF_JAX) - FIRST_OF_JAX),
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+    }
     processes = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                DISTRIBUTED.format(port=port, process=process, flags=flags),
-            ],
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            line,
+            env=dict(os.environ, **job, SLURM_PROCID=str(n), SLURM_LOCALID=str(n)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        for process in range(2)
+        for n in range(2)
     ]
     done = []
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        lines = [n for n in out.splitlines() if n.startswith(b"{")]  # and Gloo's own
-        done.append([json.loads(n)["input"]["path"] for n in lines])
+        done.append([json.loads(n)["input"]["path"] for n in out.splitlines()])
     assert sorted(sum(done, [])) == sorted(f"in/{n}.png" for n in range(6))
     assert all(done)  # neither has them all: the names are such
     for n in range(6):
