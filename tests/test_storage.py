@@ -200,8 +200,20 @@ def photo():
 
 
 @pytest.mark.filterwarnings("ignore:cannot keep a trace")
-@pytest.mark.parametrize("kill", [False, True], ids=["fails", "killed"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "kill"),
+    [
+        pytest.param(
+            kind,
+            kill,
+            id=f"{kind.__name__}-{'killed' if kill else 'fails'}",
+            # Orbax takes long for each of its operations.
+            marks=[pytest.mark.slow] if kind is ConvertedPrior and not kill else [],
+        )
+        for kind in KINDS
+        for kill in (False, True)
+    ],
+)
 def test_a_write_leaves_the_old_or_the_new(kind, kill, tmp_path, monkeypatch):
     """Failed or killed at each file operation in turn, until it ends undisturbed.
 

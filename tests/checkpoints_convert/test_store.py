@@ -120,9 +120,12 @@ def test_a_failed_write_leaves_what_was_there(adm_file, tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 import orbax.checkpoint as ocp
 from checkpoints_convert.__main__ import cli
+
+# A shell starts what runs behind it deaf to SIGINT, and the tests with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def save(checkpointer, params, arguments):
     def write():
