@@ -61,6 +61,7 @@ UNSTRUCTURED = {
     "deformation": "Non-uniform deformation",
     "water": "Water-drop removal",
 }
+COLUMNS = STRUCTURED | UNSTRUCTURED
 TABLES: Mapping[str, Table] = {
     "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 4),
     "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 4),
@@ -450,9 +451,8 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
         text = f"{better} over {other} by {number(r.difference, DIGITS[r.score])}"
         text = f"**{text}**" if _is_clear(r.difference) else text
         columns.setdefault((r.task, r.score), []).append(text)
-    titles = STRUCTURED | UNSTRUCTURED
     for (task, score), texts in columns.items():
-        lines.append(f"- {titles[task]}, {score.upper()}: {'; '.join(texts)}")
+        lines.append(f"- {COLUMNS[task]}, {score.upper()}: {'; '.join(texts)}")
     return lines
 
 
