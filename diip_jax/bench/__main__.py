@@ -11,6 +11,7 @@ file in OUTPUT.
 import argparse
 import importlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from diip_jax.bench import command, methods, run, tables
 from diip_jax.bench.command import Setup
@@ -20,17 +21,33 @@ from diip_jax.bench.tables import TABLES, Table
 PROGRAM = "python -m diip_jax.bench"
 ALL = "all"
 QUALITY = ("table4", "table5")
-# Made by another module's function of the same name: its pictures by default, and the
-# gradients of the network that it takes for each.
 RUN = 300 * 10  # iterations and steps of a run that is followed
+
+
+class Other(NamedTuple):
+    """What another module's function of the same name makes.
+
+    Attributes:
+        module: its name.
+        count: pictures by default.
+        gradients: of the prior's network, for each picture.
+        fits: runs of DIP, for each picture.
+    """
+
+    module: str
+    count: int
+    gradients: int
+    fits: int = 0
+
+
 OTHERS = {
-    "table1": ("stops", 3, 2 * RUN),
-    "table2": ("stops", 3, 2 * RUN),
-    "table3": ("stops", 3, 0),  # of the runs of tables 1 and 2
-    "fig3": ("figures", 1, 2 * RUN),
-    "fig4": ("figures", 1, 4 * RUN),
-    "fig6": ("figures", 1, 3 * RUN),
-    "grids": ("figures", 4, 0),  # of the pictures that tables 4 and 5 left
+    "table1": Other("stops", 3, 2 * RUN),
+    "table2": Other("stops", 3, 2 * RUN),
+    "table3": Other("stops", 3, 0),  # of the runs of tables 1 and 2
+    "fig3": Other("figures", 1, 2 * RUN, fits=3),
+    "fig4": Other("figures", 1, 4 * RUN),
+    "fig6": Other("figures", 1, 3 * RUN),
+    "grids": Other("figures", 4, 0),  # of the pictures that tables 4 and 5 left
 }
 NAMES = ("table1", "table2", "table3", *QUALITY, "table6")
 NAMES += ("fig3", "fig4", "fig6", "grids")
@@ -68,7 +85,7 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     what = NAMES if ALL in given.what else tuple(dict.fromkeys(given.what))
     command.check("methods", given.methods, list(methods.METHODS))
     command.check("tasks", given.tasks, list(tables.COLUMNS))
-    counts = [TABLES[n].count if n in TABLES else OTHERS[n][1] for n in what]
+    counts = [TABLES[n].count if n in TABLES else OTHERS[n].count for n in what]
     setup = command.start(PROGRAM, given, arguments, max(counts))
     speed = None if given.quick else run.speed(setup.prior)
     if speed is not None:
@@ -118,13 +135,15 @@ def _plan(name: str, table: Table, setup: Setup) -> tuple[Plan, list[str]]:
 
 def _other(name: str, setup: Setup, speed: Speed | None) -> int:
     """Make a table or figure of another module."""
-    module, count, gradients = OTHERS[name]
-    make = getattr(importlib.import_module(f"diip_jax.bench.{module}"), name)
-    images = setup.taken(count)
-    if speed is not None and gradients:
-        cells = len(images) * len(setup.options.seeds)
-        seconds = gradients * cells * speed.gradient
-        setup.say(f"{name}: up to about {run.duration(seconds)}, less what is there")
+    other = OTHERS[name]
+    make = getattr(importlib.import_module(f"diip_jax.bench.{other.module}"), name)
+    images = setup.taken(other.count)
+    if speed is not None and other.gradients:
+        pixels = setup.prior.card.architecture.image_size**2
+        seconds = other.gradients * speed.gradient
+        seconds += other.fits * methods.METHODS["dip"].seconds * pixels / 64**2
+        total = run.duration(seconds * len(images) * len(setup.options.seeds))
+        setup.say(f"{name}: up to about {total}, less what is there")
     files = make(setup.prior, images, setup.given.output, setup.options)
     command.tell(files, setup)
     return 0
