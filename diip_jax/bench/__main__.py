@@ -44,7 +44,7 @@ OTHERS = {
     "table1": Other("stops", 3, 2 * RUN),
     "table2": Other("stops", 3, 2 * RUN),
     "table3": Other("stops", 3, 0),  # of the runs of tables 1 and 2
-    "fig3": Other("figures", 1, 2 * RUN, fits=3),
+    "fig3": Other("figures", 1, 3 * RUN, fits=3),
     "fig4": Other("figures", 1, 4 * RUN),
     "fig6": Other("figures", 1, 3 * RUN),
     "grids": Other("figures", 4, 0),  # of the pictures that tables 4 and 5 left

@@ -228,6 +228,8 @@ def jitted_outputs() -> Any:
 def fit(subject: Subject, folder: Path, config: dip.Config) -> Fit:
     """Return the run of the Deep Image Prior on a subject, as `trace`.
 
+    All its outputs are in memory meanwhile: 0.6 GB for 3000 of 256x256 pixels.
+
     Args:
         subject: what to fit the network to.
         folder: of kept runs; it is made where there is none.

@@ -200,7 +200,7 @@ BASELINES = ("gdp", "gibbs-ddrm", "bird", "blind-dps", "dip", "dreamclean")
 BASELINES += ("ddrm", "ddnm", "dps")
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", sorted({*BASELINES, *tune.NAMES}))
 def test_every_method_has_the_same_budget(name):
     assert name in tune.NAMES
     found = tune.variants(name, {})
