@@ -121,7 +121,7 @@ def fixed(name: str, texts: Mapping[str, str]) -> Settings:
         try:
             found[setting] = type(usual[setting])(text)
         except ValueError as error:
-            kind = type(usual[setting]).__name__
+            kind = f"{type(usual[setting]).__name__} such as {usual[setting]}"
             raise UsageError(f"--set {setting}: {text!r} is no {kind}") from error
         hint = get_type_hints(config)[setting]
         if get_origin(hint) is Literal:
@@ -129,20 +129,20 @@ def fixed(name: str, texts: Mapping[str, str]) -> Settings:
     return found
 
 
-def variants(name: str, fixed: Settings, quick: bool = False) -> dict[str, Method]:
+def variants(name: str, common: Settings, quick: bool = False) -> dict[str, Method]:
     """Return a method with each combination of the values of its grid, by name.
 
     Args:
         name: of the method.
-        fixed: settings of all combinations; they leave the grid.
+        common: settings of all combinations; they leave the grid.
         quick: those that the method changes where minutes must do leave it, too.
     """
     make, method = baseline(name), methods.METHODS[name]
-    left = {*fixed, *(make.quick if quick else ())}
+    left = {*common, *(make.quick if quick else ())}
     grid = {k: values for k, values in make.module.GRID.items() if k not in left}
     found = {}
     for values in itertools.product(*grid.values()):
-        changes = {**fixed, **dict(zip(grid, values, strict=True))}
+        changes = {**common, **dict(zip(grid, values, strict=True))}
         words = ",".join(
             f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
             for k, v in changes.items()

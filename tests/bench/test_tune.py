@@ -176,7 +176,7 @@ def test_what_is_fixed_leaves_the_grid(module):
             ["gdp", "--set", "sigma=1"],
             "--set of gdp: 'sigma' is not one of weight, times, way",
         ),
-        (["gdp", "--set", "times=1.5"], "--set times: '1.5' is no int"),
+        (["gdp", "--set", "times=1.5"], "--set times: '1.5' is no int such as 1"),
         (
             ["gdp", "--set", "way=long"],
             "--set way: 'long' is not one of nothing, its form, all",
