@@ -355,14 +355,15 @@ def quality_text(label: str, fitted: Sequence[Fit], found: Sequence[Trace]) -> s
         for d, p in zip(of_dip, of_prior, strict=True)
     ]
     best = "; ".join(
-        f"of {name} PSNR {span([q.gain for q in own], 'dB')} above that of y, "
+        f"that of {name} gains {span([q.gain for q in own], 'dB')} over y and has "
         f"{span([100 * q.sharpness for q in own], '%')} of the clean image's sharpness"
         for name, own in (("DIP", of_dip), ("the prior", of_prior))
     )
     return (
         f"- {label}: a clean and sharp iterate of the prior, "
-        f"{'and one' if dip_has_one else 'but none'} of DIP {verdict(agree)}: best "
-        f"iterate {best} (at least {MARGIN:g} dB and {100 * SHARP:g} % make one)."
+        f"{'and one' if dip_has_one else 'but none'} of DIP {verdict(agree)}. Of the "
+        f"best iterates {best} (at least {MARGIN:g} dB and {100 * SHARP:g} % make one "
+        "clean and sharp)."
     )
 
 

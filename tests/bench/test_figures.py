@@ -250,7 +250,7 @@ def test_fig3_has_a_row_of_dip_above_that_of_the_prior(
     content, size = written(files, "fig3")
     assert "- denoise, DIP: two regimes **not seen** (0 of 2 runs)" in content
     assert "- denoise, prior: two regimes **seen** (2 of 2 runs)" in content
-    assert "prior, and one of DIP **not seen** (0 of 2 runs): best" in content
+    assert "prior, and one of DIP **not seen** (0 of 2 runs). Of the best" in content
     assert "- runs of DIP: 3000 iterations each" in content
     # y, seven iterates and the best one, the clean picture; of 1.25 by 1.6 inches
     assert size == (10 * 1.25 * 150, 2 * 1.6 * 150)
