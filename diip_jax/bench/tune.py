@@ -51,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
         "--set",
         type=assignment,
         action="append",
-        default=[],
         metavar="NAME=VALUE",
         help="a setting of all combinations, which leaves the grids",
     )
@@ -80,7 +79,7 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Make the tables of all methods and return how many cells failed."""
     command.check("tasks", given.tasks, list(tables.COLUMNS))
     found = {
-        name: variants(name, fixed(name, dict(given.set)), given.quick)
+        name: variants(name, fixed(name, dict(given.set or ())), given.quick)
         for name in given.methods
     }
     setup = command.start(PROGRAM, given, arguments, COUNT)
