@@ -133,8 +133,14 @@ def test_what_is_sharp_is_not_clean_before_it_gains():
     assert found.gain == pytest.approx(0, abs=0.01)  # 8 bits
     assert found.sharpness > 1
     assert found.seen is False
-    still_rising = run_of(about.degraded, about, hill(299, 8, 0))
-    assert figures.quality(still_rising).seen is None
+
+
+def test_a_run_that_still_rises_can_tell_only_near_y():
+    about, rising = runs.subject(), hill(299, 8, 0)
+    grey = np.full(about.clean.shape, 0.5)
+    assert figures.quality(run_of(grey, about, rising)).seen is None
+    assert figures.quality(run_of(grey, about, hill(100, 8, 4))).seen is False
+    assert figures.quality(run_of(about.degraded, about, rising)).seen is False
 
 
 def test_the_sharpness_of_a_flat_picture_is_no_error():
