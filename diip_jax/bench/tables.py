@@ -20,7 +20,7 @@ import numpy as np
 
 from diip_jax import storage
 from diip_jax.bench.cells import SCORES, Cell
-from diip_jax.bench.methods import METHODS
+from diip_jax.bench.methods import METHODS, Method
 from diip_jax.bench.run import Options
 from diip_jax.prior import Prior
 
@@ -61,6 +61,7 @@ UNSTRUCTURED = {
     "deformation": "Non-uniform deformation",
     "water": "Water-drop removal",
 }
+COLUMNS = STRUCTURED | UNSTRUCTURED
 TABLES: Mapping[str, Table] = {
     "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 4),
     "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 4),
@@ -310,7 +311,7 @@ def quality(table: Table, cells: Sequence[Cell], top: Sequence[str]) -> str:
         "Evaluations of the prior's network, in brackets how many were differentiated; "
         "seconds of a picture without compilation; peak memory of the program with its "
         "weights, of the whole process where it is marked *.",
-        "\n".join(_failures(found)),
+        "\n".join(failures(found.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -373,11 +374,19 @@ def _cost_rows(table: Table, found: Mapping[tuple[str, str], Entry]) -> list[lis
     return rows
 
 
-def _failures(found: Mapping[tuple[str, str], Entry]) -> list[str]:
+def failures(
+    found: Iterable[Entry], methods: Mapping[str, Method] = METHODS
+) -> list[str]:
+    """Return a line for each method that failed on a task.
+
+    Args:
+        found: the entries.
+        methods: theirs, by name.
+    """
     return [
-        f"- failed: {METHODS[method].full_title} on {task}, {len(entry.errors)} times: "
-        f"{entry.errors[0]}"
-        for (task, method), entry in found.items()
+        f"- failed: {methods[entry.method].full_title} on {entry.task}, "
+        f"{len(entry.errors)} times: {entry.errors[0]}"
+        for entry in found
         if entry.errors
     ]
 
@@ -450,9 +459,8 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
         text = f"{better} over {other} by {number(r.difference, DIGITS[r.score])}"
         text = f"**{text}**" if _is_clear(r.difference) else text
         columns.setdefault((r.task, r.score), []).append(text)
-    titles = STRUCTURED | UNSTRUCTURED
     for (task, score), texts in columns.items():
-        lines.append(f"- {titles[task]}, {score.upper()}: {'; '.join(texts)}")
+        lines.append(f"- {COLUMNS[task]}, {score.upper()}: {'; '.join(texts)}")
     return lines
 
 
@@ -487,7 +495,7 @@ def costs(table: Table, cells: Sequence[Cell], top: Sequence[str], on_gpu: bool)
         "\n".join(top),
         grid(_ratio_rows(table, cells, found, on_gpu)),
         note,
-        "\n".join(_failures(found)),
+        "\n".join(failures(found.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -557,8 +565,13 @@ def ratio(cells: Sequence[Cell], method: str, field: str) -> float | None:
 # Files and texts.
 
 
-def to_csv(cells: Sequence[Cell]) -> str:
-    """Return a line for each task and method: means, their errors and counts."""
+def to_csv(cells: Sequence[Cell], methods: Mapping[str, Method] = METHODS) -> str:
+    """Return a line for each task and method: means, their errors and counts.
+
+    Args:
+        cells: the results.
+        methods: theirs, by name.
+    """
     fields = (*SCORES, *COSTS)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -567,7 +580,7 @@ def to_csv(cells: Sequence[Cell]) -> str:
     for entry in entries(cells).values():
         numbers = [x for f in fields for x in entry.means[f][:2]]
         texts = ["" if x is None else f"{x:.6g}" for x in numbers]
-        title = METHODS[entry.method].full_title
+        title = methods[entry.method].full_title
         counts = [entry.means["psnr"].pictures, entry.seeds, len(entry.errors)]
         writer.writerow([entry.task, entry.method, title, *texts, *counts])
     return file.getvalue()

@@ -1,7 +1,8 @@
-"""Runs of the paper's algorithm that nothing stops, each made once and kept.
+"""Runs that nothing stops, each made once and kept.
 
-A stored run holds every iterate, so that every stopping rule, and the best stop in
-hindsight, can be looked up in it afterwards (Tables 1-3, Figs. 3, 4 and 6).
+A stored run of the paper's algorithm holds every iterate, so that every stopping rule,
+and the best stop in hindsight, can be looked up in it afterwards (Tables 1-3, Figs. 3,
+4 and 6). One of the Deep Image Prior is ten times as long, and holds a few (Fig. 3).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from jax import lax
 
 from diip_jax import canvas, diip, metrics, storage
 from diip_jax.bench import cells, methods, run, tasks
+from diip_jax.bench.baselines import dip
 from diip_jax.bench.cells import CellsError, Name
 from diip_jax.compilation import compiler_options
 from diip_jax.config import PAPER, DIIPConfig
@@ -34,6 +36,7 @@ FOLDER = "traces"
 # short of the 1500 of Sec. 3.3, which take most of an hour on a CPU.
 FULL = PAPER.replace(criterion="never", max_iterations=300)
 QUICK = methods.QUICK.replace(criterion="never")
+SHOWN = 7  # iterates of a strip, beside the best one
 
 Image = tuple[str, np.ndarray]  # name and clean picture, (H, W, 3) in [0, 1]
 
@@ -83,6 +86,38 @@ class Trace(NamedTuple):
     images: np.ndarray
     psnrs: np.ndarray
     ssims: np.ndarray
+
+    def strip(self) -> dict[int, np.ndarray]:
+        """Return the images that a strip shows by their iterations."""
+        return {k: self.images[k] for k in shown(self.psnrs).tolist()}
+
+    def best(self) -> np.ndarray:
+        """Return the image of the highest PSNR."""
+        return self.images[np.argmax(self.psnrs)]
+
+
+class Fit(NamedTuple):
+    """A run of the Deep Image Prior that nothing stopped; K iterations.
+
+    Attributes:
+        subject: what the network was fitted to.
+        psnrs: of all outputs against the clean image, in dB, (K,) float64.
+        shown: iterations whose outputs are kept, the best among them, (n,) ascending.
+        images: these outputs, (n, H, W, 3) uint8.
+    """
+
+    subject: Subject
+    psnrs: np.ndarray
+    shown: np.ndarray
+    images: np.ndarray
+
+    def strip(self) -> dict[int, np.ndarray]:
+        """Return the images that a strip shows by their iterations."""
+        return dict(zip(self.shown.tolist(), self.images, strict=True))
+
+    def best(self) -> np.ndarray:
+        """Return the image of the highest PSNR."""
+        return self.strip()[int(np.argmax(self.psnrs))]
 
 
 def keys(task: str, clean: np.ndarray, seed: int) -> tuple[jax.Array, jax.Array]:
@@ -170,16 +205,62 @@ def trace(
         OSError: it cannot be read or written.
     """
     key = keys(subject.task, subject.clean, subject.seed)[1]
-    settings = _settings(prior, subject, key, config)
-    name = f"{subject.task}-{subject.image}-{subject.seed}-{_digest(settings)[:12]}.npz"
-    path = folder / name
-    found = _read(path, settings)
-    if found is None:
+
+    def make() -> dict[str, np.ndarray]:
         y = jnp.asarray(subject.degraded)
         arrays = _waited_for(jitted_follow()(prior, y, key, config))
-        found = _scored(subject.clean, *arrays)
-        _write(path, settings, found)
-    return Trace(subject, **found)
+        return _scored(subject.clean, *arrays)
+
+    about = {"prior": [prior.card.name, prior.card.sha256]}
+    return Trace(subject, **_kept(folder, subject, about, config, key, make))
+
+
+@functools.cache
+def jitted_outputs() -> Any:
+    """Return what gives all outputs of the Deep Image Prior, jitted."""
+
+    def outputs(y: jax.Array, key: jax.Array, config: dip.Config) -> jax.Array:
+        return dip.follow(y, key, config, _to_uint8)
+
+    return jax.jit(outputs, compiler_options=compiler_options())
+
+
+def fit(subject: Subject, folder: Path, config: dip.Config) -> Fit:
+    """Return the run of the Deep Image Prior on a subject, as `trace`.
+
+    All its outputs are in memory meanwhile: 0.6 GB for 3000 of 256x256 pixels.
+
+    Args:
+        subject: what to fit the network to.
+        folder: of kept runs; it is made where there is none.
+        config: the settings.
+
+    Raises:
+        TraceError: the file of the run holds something else.
+        OSError: it cannot be read or written.
+    """
+    key = keys(subject.task, subject.clean, subject.seed)[1]
+
+    def make() -> dict[str, np.ndarray]:
+        y = jnp.asarray(subject.degraded)
+        (images,) = _waited_for([jitted_outputs()(y, key, config)])
+        psnrs = np.array([metrics.psnr(subject.clean, image / 255) for image in images])
+        chosen = shown(psnrs)
+        return {"psnrs": psnrs, "shown": chosen, "images": images[chosen]}
+
+    about = {"method": "dip", "shown": SHOWN}
+    return Fit(subject, **_kept(folder, subject, about, config, key, make))
+
+
+def shown(psnrs: np.ndarray, count: int = SHOWN) -> np.ndarray:
+    """Return iterations evenly spaced in log k, and the best one, ascending.
+
+    Args:
+        psnrs: of all iterations, (K,).
+        count: how many iterations at most, the first and the last among them.
+    """
+    spaced = np.rint(np.geomspace(1, len(psnrs), count)).astype(int) - 1
+    return np.union1d(spaced, np.argmax(psnrs))
 
 
 def followed(
@@ -230,20 +311,36 @@ def _scored(
     }
 
 
-def _settings(
-    prior: Prior, subject: Subject, key: jax.Array, config: DIIPConfig
-) -> str:
-    """Return as JSON all that a run and its scores depend on."""
+def _kept(
+    folder: Path,
+    subject: Subject,
+    about: dict[str, Any],
+    config: Any,
+    key: jax.Array,
+    make: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a run by name: the kept ones, or new ones, then kept.
+
+    A run and its scores depend on what it is about, the settings, the key of the start
+    and the subject.
+    """
     arrays = {"clean": subject.clean, "degraded": subject.degraded}
-    return json.dumps(
+    settings = json.dumps(
         {
             "schema": SCHEMA,
-            "prior": [prior.card.name, prior.card.sha256],
+            **about,
             "config": dataclasses.asdict(config),
             "key": jax.random.key_data(key).tolist(),
             **{name: _array_digest(array) for name, array in arrays.items()},
         }
     )
+    name = f"{subject.task}-{subject.image}-{subject.seed}-{_digest(settings)[:12]}.npz"
+    path = folder / name
+    found = _read(path, settings)
+    if found is None:
+        found = make()
+        _write(path, settings, found)
+    return found
 
 
 def _digest(text: str) -> str:

@@ -1,392 +1,250 @@
-"""Settings of a compared method, chosen on development pictures.
+"""Settings of compared methods, chosen on development pictures.
 
-    python -m diip_jax.bench.tune --method gdp --pictures FOLDER --json gdp.json
+    python -m diip_jax.bench.tune gdp dps --prior faces64 --images FOLDER --output DIR
 
-Every combination of the method's `GRID` restores the first pictures of the folder on
-all tasks of the paper's tables that the method applies to. The combination of the best
-mean PSNR wins. All methods have the same budget: no grid has more than 8 combinations.
-The pictures must not be those of a table.
+Every combination of the values in a method's `GRID` restores each picture of each task
+of tables 4 and 5 that is for the method. The best mean PSNR over all tasks wins. All
+methods have the same budget: no grid has more than 8 combinations. The pictures must
+not be those of a table.
 
-The record is written after every restoration. The same command goes on with it.
+A combination is a method with settings of its own, and its results are cells, as those
+of `python -m diip_jax.bench`: the same command again computes what is missing. The
+table of a method is a Markdown and a CSV file in OUTPUT.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from diip_jax.bench import command, methods, tables
+from diip_jax.bench.cells import Cell
+from diip_jax.bench.command import Setup, UsageError
+from diip_jax.bench.methods import Baseline, Method, Setting
+from diip_jax.bench.run import Plan
+from diip_jax.bench.tables import Entry, Table
 
-from diip_jax import canvas, images, metrics, storage
-from diip_jax.bench.baselines import bird, dip, dreamclean, gdp
-from diip_jax.compilation import compiler_options
-from diip_jax.config import PAPER
-from diip_jax.prior import Prior, PriorError, load
-
-SCHEMA = "diip.tune/1"
+PROGRAM = "python -m diip_jax.bench.tune"
 MOST = 8  # combinations of a method
-METHODS: dict[str, ModuleType] = {
-    "dip": dip,
-    "dreamclean": dreamclean,
-    "bird": bird,
-    "gdp": gdp,
-}
+COUNT = 5  # pictures by default
+JOINTLY = "all"  # all tasks of a method, in the place of one
+NAMES = [name for name, m in methods.METHODS.items() if isinstance(m.make, Baseline)]
+
+Settings = Mapping[str, Any]
+Entries = Mapping[tuple[str, str], Entry]
 
 
-class TuneError(ValueError):
-    """A sweep cannot be made or gone on with; the message says the remedy."""
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    result = command.parser(
+        PROGRAM, __doc__ or "", count=f"{COUNT} by default", quick="does it work"
+    )
+    result.add_argument(
+        "methods",
+        nargs="+",
+        choices=NAMES,
+        metavar="METHOD",
+        help=f"of {', '.join(NAMES)}",
+    )
+    result.add_argument(
+        "--set",
+        type=assignment,
+        action="append",
+        metavar="NAME=VALUE",
+        help="a setting of all combinations, which leaves the grids",
+    )
+    return result
 
 
-class Case(NamedTuple):
-    """A picture to restore, and the truth.
-
-    Attributes:
-        task: name of the damage.
-        picture: name of the picture.
-        x: as it was, (H, W, 3) in [0, 1].
-        y: damaged, on the grid of x.
-    """
-
-    task: str
-    picture: str
-    x: np.ndarray
-    y: np.ndarray
-
-
-Settings = dict[str, Any]
-Measure = Callable[[Settings, Case], float]  # PSNR in dB
-
-
-def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Return all combinations of a grid's values.
-
-    Raises:
-        TuneError: there are more than every method may have.
-    """
-    found = [
-        dict(zip(grid, values, strict=True))
-        for values in itertools.product(*grid.values())
-    ]
-    if len(found) > MOST:
-        raise TuneError(f"the grid has {len(found)} combinations; use at most {MOST}")
-    return found
-
-
-def sweep(
-    measure: Measure,
-    settings: Sequence[Settings],
-    cases: Sequence[Case],
-    cells: Sequence[Mapping[str, Any]] = (),
-) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield the cells so far, once at first and after every restoration.
-
-    Args:
-        measure: restores a case with settings.
-        settings: the combinations.
-        cases: the pictures, damaged.
-        cells: of an earlier run, not measured again.
-    """
-    done = list(cells)
-    yield done
-    known = {_place(c["settings"], c["task"], c["picture"]) for c in done}
-    for combination in settings:
-        for case in cases:
-            if _place(combination, case.task, case.picture) in known:
-                continue
-            psnr = measure(combination, case)
-            done.append(
-                {
-                    "settings": combination,
-                    "task": case.task,
-                    "picture": case.picture,
-                    "psnr": psnr if math.isfinite(psnr) else None,
-                }
-            )
-            yield done
-
-
-def _place(settings: Mapping[str, Any], task: str, picture: str) -> str:
-    return json.dumps([settings, task, picture], sort_keys=True)
-
-
-def mean_psnr(
-    cells: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    task: str | None = None,
-) -> float:
-    """Return the mean PSNR of a combination, NaN where there is none.
-
-    Args:
-        cells: of `sweep`.
-        settings: the combination.
-        task: the only one that counts; all if None.
-    """
-    psnrs = [
-        cell["psnr"]
-        for cell in cells
-        if cell["settings"] == settings and task in (None, cell["task"])
-    ]
-    return float(np.mean(psnrs)) if psnrs and None not in psnrs else math.nan
-
-
-def best(
-    cells: Sequence[Mapping[str, Any]],
-    settings: Sequence[Settings],
-    task: str | None = None,
-) -> Settings:
-    """Return the combination of the highest mean PSNR, the first of equal ones.
-
-    One whose restorations are not finite never wins.
-    """
-
-    def score(combination: Settings) -> float:
-        mean = mean_psnr(cells, combination, task)
-        return mean if math.isfinite(mean) else -math.inf
-
-    return max(settings, key=score)
-
-
-def table(cells: Sequence[Mapping[str, Any]], settings: Sequence[Settings]) -> str:
-    """Return the mean PSNR of every combination, a row each, as text."""
-    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
-    names = [
-        ", ".join(
-            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-            for k, v in combination.items()
-        )
-        for combination in settings
-    ]
-    width = max(map(len, names))
-    lines = [
-        f"{'PSNR in dB':{width}s}  {'all':>7s}" + "".join(f"  {t:>7s}" for t in tasks)
-    ]
-    winner = best(cells, settings)
-    for name, combination in zip(names, settings, strict=True):
-        means = [mean_psnr(cells, combination, task) for task in (None, *tasks)]
-        mark = "  best" if combination == winner else ""
-        lines.append(f"{name:{width}s}" + "".join(f"  {m:7.2f}" for m in means) + mark)
-    return "\n".join(lines)
-
-
-def cases(
-    tasks: Mapping[str, Any], paths: Sequence[Path], names: Sequence[str]
-) -> list[Case]:
-    """Return the damaged pictures of these tasks, each damaged with a key of its own.
-
-    Args:
-        tasks: by name, as `bench.tasks.TASKS`.
-        paths: of the pictures.
-        names: of the tasks wanted.
-    """
-    found = []
-    for i, path in enumerate(paths):
-        x = images.read(path).rgb
-        for name in names:
-            observation = tasks[name].observe(x, jax.random.key(i))
-            found.append(Case(name, path.stem, x, np.asarray(observation.y)))
-    return found
-
-
-def measurer(method: ModuleType, prior: Prior, changes: Settings) -> Measure:
-    """Return what restores a case and gives its PSNR.
-
-    Args:
-        method: a module of `bench.baselines`.
-        prior: the frozen model.
-        changes: settings that are the same for all combinations.
-    """
-    run = jax.jit(method.restore, compiler_options=compiler_options())
-
-    def measure(settings: Settings, case: Case) -> float:
-        config = method.config_for(case.task, min(case.x.shape[:2]))
-        config = config.replace(**(changes | settings))
-        y = jnp.asarray(case.y, jnp.float32)
-        restored = run(prior, y, jax.random.key(0), config)
-        return float(metrics.psnr(case.x, np.clip(restored.image, 0, 1)))
-
-    return measure
-
-
-def earlier(path: Path, head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the cells of an earlier run of the same sweep, none where there is none.
-
-    Raises:
-        TuneError: the file is of another sweep or no record.
-    """
-    if not path.is_file():
-        return []
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        cells = record.pop("cells")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TuneError(f"{path} is no record of a sweep; give another file") from error
-    for name, value in head.items():
-        if record.get(name) != value:
-            raise TuneError(
-                f"{path} is of {name} {record.get(name)!r}, not {value!r}; give "
-                "another file"
-            )
-    return cells
-
-
-def applicable(method: ModuleType, tasks: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tasks that a method has settings for."""
-    return [name for name in tasks if method.config_for(name, 64) is not None]
-
-
-def chosen_tasks(
-    method: ModuleType, flags: argparse.Namespace, tasks: Mapping[str, Any]
-) -> list[str]:
-    """Return the names of the tasks of a sweep.
-
-    Raises:
-        TuneError: one has no settings, or a fixed setting has no such name.
-    """
-    usable = applicable(method, tasks)
-    names = flags.tasks.split(",") if flags.tasks else usable
-    for name in names:
-        if name not in usable:
-            raise TuneError(f"task {name!r} is not one of {', '.join(usable)}")
-    fields = [field.name for field in dataclasses.fields(method.Config)]
-    for name in flags.set:
-        if name not in fields:
-            raise TuneError(f"{name!r} is not one of {', '.join(fields)}")
-    return names
-
-
-def chosen_pictures(flags: argparse.Namespace) -> list[Path]:
-    """Return the pictures of a sweep, the first by name.
-
-    Raises:
-        TuneError: there are none.
-    """
-    if flags.count < 1:
-        raise TuneError(f"count is {flags.count}; use at least 1 picture")
-    paths = sorted(flags.pictures.glob("*.png"))[: flags.count]
-    if not paths:
-        raise TuneError(f"no *.png in {flags.pictures}; give a folder of pictures")
-    return paths
-
-
-def damaged(
-    prior: Prior, tasks: Mapping[str, Any], paths: Sequence[Path], names: Sequence[str]
-) -> list[Case]:
-    """Return the cases of a sweep, all of sizes that the prior takes.
-
-    Raises:
-        TuneError: a picture does not fit the prior.
-    """
-    found = cases(tasks, paths, names)
-    for case in found:
-        try:
-            canvas.check_size(prior, PAPER, *case.x.shape[:2])
-        except ValueError as error:
-            raise TuneError(f"{case.picture}: {error}") from error
-    return found
-
-
-def tune(
-    flags: argparse.Namespace, tasks: Mapping[str, Any], say: Callable[[str], Any]
-) -> Settings:
-    """Make a sweep, and return the winner.
-
-    Args:
-        flags: of `parser`.
-        tasks: by name, as `bench.tasks.TASKS`.
-        say: is given each line.
-
-    Raises:
-        TuneError: a flag does not fit.
-        PriorError: there is no such prior.
-    """
-    method = METHODS[flags.method]
-    names = chosen_tasks(method, flags, tasks)
-    paths = chosen_pictures(flags)
-    grid = {k: v for k, v in method.GRID.items() if k not in flags.set}
-    settings = combinations(grid)
-    head = {
-        "schema": SCHEMA,
-        "method": flags.method,
-        "prior": flags.prior,
-        "pictures": [path.stem for path in paths],
-        "tasks": names,
-        "set": flags.set,
-    }
-    cells, known = [], earlier(flags.json, head)
-    prior = load(flags.prior)
-    measure = measurer(method, prior, flags.set)
-    for cells in sweep(measure, settings, damaged(prior, tasks, paths, names), known):
-        winner = {}
-        if len(cells) == len(settings) * len(paths) * len(names):  # fair only then
-            winner["best"] = best(cells, settings)
-            winner["best_of_task"] = {n: best(cells, settings, n) for n in names}
-        text = json.dumps(head | winner | {"cells": cells}, indent=1)
-        storage.write_bytes(flags.json, f"{text}\n".encode())
-    say(table(cells, settings))
-    return best(cells, settings)
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE, the value as JSON.
+def assignment(text: str) -> tuple[str, str]:
+    """Read NAME=VALUE.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
     name, equals, value = text.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        return name, json.loads(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no setting such as iterations=500"
-        ) from error
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not as iterations=500")
+    return name, value
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the flags."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    given = parser().parse_args(arguments)
+    return command.ended(lambda: _run(given, arguments))
+
+
+def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Make the tables of all methods and return how many cells failed."""
+    command.check("tasks", given.tasks, list(tables.COLUMNS))
+    found = {
+        name: variants(name, fixed(name, dict(given.set or ())), given.quick)
+        for name in given.methods
+    }
+    setup = command.start(PROGRAM, given, arguments, COUNT)
+    return sum(tune(name, own, setup) for name, own in found.items())
+
+
+def baseline(name: str) -> Baseline:
+    """Return what makes a method, whose settings can be changed.
+
+    Args:
+        name: one of `NAMES`.
+    """
+    make = methods.METHODS[name].make
+    assert isinstance(make, Baseline)
+    return make
+
+
+def fixed(name: str, texts: Mapping[str, str]) -> Settings:
+    """Return the settings of `--set` for a method.
+
+    Args:
+        name: of the method.
+        texts: values by name, as they were typed.
+
+    Raises:
+        UsageError: the method has no such setting, or it takes no such value.
+    """
+    config = baseline(name).module.Config
+    # The noise is that of each picture, and shapes of networks are no single value.
+    usual = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name != "sigma" and isinstance(field.default, int | float | str)
+    }
+    command.check(f"set of {name}", texts, list(usual))
+    found = {}
+    for setting, text in texts.items():
+        try:
+            found[setting] = type(usual[setting])(text)
+        except ValueError as error:
+            kind = f"{type(usual[setting]).__name__} such as {usual[setting]}"
+            raise UsageError(f"--set {setting}: {text!r} is no {kind}") from error
+        hint = get_type_hints(config)[setting]
+        if get_origin(hint) is Literal:
+            command.check(f"set {setting}", [text], get_args(hint))
+    return found
+
+
+def variants(name: str, common: Settings, quick: bool = False) -> dict[str, Method]:
+    """Return a method with each combination of the values of its grid, by name.
+
+    Args:
+        name: of the method.
+        common: settings of all combinations; they leave the grid.
+        quick: those that the method changes where minutes must do leave it, too.
+    """
+    make, method = baseline(name), methods.METHODS[name]
+    left = {*common, *(make.quick if quick else ())}
+    grid = {k: values for k, values in make.module.GRID.items() if k not in left}
+    found = {}
+    for values in itertools.product(*grid.values()):
+        changes = {**common, **dict(zip(grid, values, strict=True))}
+        words = ",".join(
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in changes.items()
+        )
+        found[f"{name}[{words}]"] = method._replace(
+            title=f"{method.title}[{words}]", make=make._replace(changes=changes)
+        )
+    return found
+
+
+def tune(name: str, found: Mapping[str, Method], setup: Setup) -> int:
+    """Make the table of a method and return how many of its cells failed.
+
+    Args:
+        name: of the method.
+        found: its `variants`.
+        setup: what the command was given.
+    """
+    method, given = methods.METHODS[name], setup.given
+    side = setup.prior.card.architecture.image_size
+    whole = Table(method.full_title, tables.COLUMNS, list(found), COUNT)
+    asked = tables.chosen(whole, None, given.tasks, given.quick).tasks
+    ours = [t for t in asked if method.make(Setting(t, side, given.quick))]
+    if not ours:
+        setup.say(f"{name} is for none of {', '.join(asked)}; left out")
+        return 0
+    plan = Plan(
+        tasks={task: methods.pose(task) for task in ours},
+        methods=found,
+        images=setup.taken(COUNT),
+        seeds=setup.options.seeds,
+        quick=given.quick,
     )
-    flags.add_argument("--method", required=True, choices=METHODS)
-    flags.add_argument("--prior", default="faces64")
-    flags.add_argument("--pictures", required=True, type=Path)
-    flags.add_argument("--count", type=int, default=5, help="so many, first by name")
-    flags.add_argument("--tasks", help="a comma list; all that apply by default")
-    flags.add_argument(
-        "--set",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting for all combinations; it leaves the grid",
-    )
-    flags.add_argument("--json", required=True, type=Path, help="the record")
-    return flags
+    cells = command.compute(name, plan, setup)
+    both = [*cells, *(jointly(cell) for cell in cells)]
+    top = tables.head(setup.options, setup.prior, len(plan.images))
+    text = markdown(tables.chosen(whole, None, ours), found, tables.entries(both), top)
+    files = (f"tune-{name}", text, tables.to_csv(both, found))
+    command.tell(tables.write(given.output, *files), setup)
+    return sum(cell.error is not None for cell in cells)
 
 
-def main() -> int:
-    """Print the table and write its record; return the exit code."""
-    from diip_jax.bench import tasks
+def jointly(cell: Cell) -> Cell:
+    """Return a cell as one of all tasks; their mean in a picture is one sample."""
+    return cell._replace(name=cell.name._replace(task=JOINTLY))
 
-    flags = parser().parse_args()
-    flags.set = dict(flags.set)
-    try:
-        usual = {name: tasks.TASKS[name] for name in (*tasks.TABLE4, *tasks.TABLE5)}
-        tune(flags, usual, lambda text: sys.stdout.write(f"{text}\n"))
-    except (TuneError, PriorError, images.ImageError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+
+def best(found: Entries, task: str) -> str | None:
+    """Return the combination of the highest mean PSNR, the first of equal ones.
+
+    One with a cell that failed never wins; None where all have one.
+
+    Args:
+        found: by task and combination.
+        task: its name, or `JOINTLY`.
+    """
+    means = {
+        name: value
+        for (of, name), entry in found.items()
+        if of == task and not entry.errors
+        if (value := entry.means["psnr"].value) is not None
+    }
+    return max(means, key=lambda name: means[name], default=None)
+
+
+def _text(entry: Entry) -> str:
+    # What is left of a mean where a cell failed is not to be compared.
+    return "failed" if entry.errors else tables.number(entry.means["psnr"], 2)
+
+
+def markdown(
+    table: Table, variants: Mapping[str, Method], found: Entries, top: Sequence[str]
+) -> str:
+    """Return the table of a method as Markdown.
+
+    Args:
+        table: title of the method, its tasks and combinations.
+        variants: the combinations by name.
+        found: by task and combination, `JOINTLY` among the tasks.
+        top: the lines of its head.
+    """
+    titles = {JOINTLY: "All tasks", **table.tasks}
+    winner = best(found, JOINTLY)
+    rows = [["PSNR ↑", *titles.values()]]
+    for name in table.methods:
+        row = [name, *(_text(found[task, name]) for task in titles)]
+        rows.append([f"**{text}**" for text in row] if name == winner else row)
+    of_tasks = [entry for (task, _), entry in found.items() if task != JOINTLY]
+    parts = [
+        f"# Settings of {table.title}",
+        "\n".join(top),
+        tables.grid(rows),
+        "Mean ± its standard error over pictures; the mean over all tasks of a picture "
+        "is one sample. In bold the best of all tasks jointly.",
+        "\n".join(
+            f"- best for {titles[t]} alone: {best(found, t)}" for t in table.tasks
+        ),
+        f"No method has more than {MOST} combinations. None of these pictures may be "
+        "in a table.",
+        "\n".join(tables.failures(of_tasks, variants)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.cli(main)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from diip_jax import images
 from diip_jax import prior as priors
-from diip_jax.bench import __main__ as command
-from diip_jax.bench import methods
+from diip_jax.bench import __main__ as program
+from diip_jax.bench import command, methods
 from diip_jax.bench.cells import Store
 from helpers import bench_cells as fake
 from helpers import seeded
@@ -55,7 +55,7 @@ def fakes(monkeypatch):
 
 def bench(*arguments):
     try:
-        return command.main([str(argument) for argument in arguments])
+        return program.main([str(argument) for argument in arguments])
     except SystemExit as error:  # argparse ends like this
         return error.code
 

@@ -110,12 +110,61 @@ def test_decreases_and_the_median():
     np.testing.assert_array_equal(median, [5, 2, 3, 3, 5.5])
 
 
-def test_strips_show_the_first_the_last_and_the_best():
-    shown = figures.shown_iterations(hill(100, 8, 4))
-    assert (shown[0], shown[-1]) == (0, 299)
-    assert any(abs(k - 100) <= 4 for k in shown)
-    assert len(shown) <= figures.NUM_STRIPS + 1
-    assert figures.shown_iterations(np.zeros(3)) == [0, 1, 2]
+def run_of(image, about, psnrs=K):
+    """Return a run whose iterates are all this image, in [0, 1]."""
+    images = np.stack([np.rint(255 * image).astype(np.uint8)] * len(K))
+    return runs.run(np.ones(len(K)), psnrs=psnrs, images=images, about=about)
+
+
+def test_half_the_contrast_is_a_quarter_of_the_sharpness():
+    about = runs.subject(sigma=0.3)
+    pale = 0.5 + (about.clean - 0.5) / 2
+    found = figures.quality(run_of(pale, about, hill(100, 8, 4)))
+    assert found.sharpness == pytest.approx(0.25, rel=0.05)  # 8 bits round it
+    assert found.gain == pytest.approx(figures.gain(about, pale), abs=0.05)
+    assert found.gain >= figures.MARGIN
+    assert found.seen is False
+    assert figures.quality(run_of(about.clean, about)).seen is True
+
+
+def test_what_is_sharp_is_not_clean_before_it_gains():
+    about = runs.subject()
+    found = figures.quality(run_of(about.degraded, about, hill(100, 8, 4)))
+    assert found.gain == pytest.approx(0, abs=0.01)  # 8 bits
+    assert found.sharpness > 1
+    assert found.seen is False
+
+
+def test_a_run_that_still_rises_can_tell_only_near_y():
+    about, rising = runs.subject(), hill(299, 8, 0)
+    grey = np.full(about.clean.shape, 0.5)
+    assert figures.quality(run_of(grey, about, rising)).seen is None
+    assert figures.quality(run_of(grey, about, hill(100, 8, 4))).seen is False
+    assert figures.quality(run_of(about.degraded, about, rising)).seen is False
+
+
+def test_the_sharpness_of_a_flat_picture_is_no_error():
+    flat = np.full((runs.SIDE, runs.SIDE, 3), 0.5)
+    about = runs.subject()._replace(clean=flat)
+    assert figures.quality(run_of(flat, about)).sharpness == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "of_dip", "seen"),
+    [
+        ("denoise", "clean", "and one of DIP **seen** (1 of 1"),
+        ("denoise", "degraded", "and one of DIP **not seen** (0 of 1"),
+        (figures.BLURRED, "degraded", "but none of DIP **seen** (1 of 1"),
+        (figures.BLURRED, "clean", "but none of DIP **not seen** (0 of 1"),
+    ],
+)
+def test_dip_has_a_clean_and_sharp_iterate_but_of_blur(label, of_dip, seen):
+    about, psnrs = runs.subject(label), hill(100, 8, 4)
+    ours = run_of(getattr(about, of_dip), about, psnrs)
+    clean, noisy = (run_of(x, about, psnrs) for x in (about.clean, about.degraded))
+    text = figures.quality_text(label, [ours], [clean])
+    assert f"- {label}: a clean and sharp iterate of the prior, {seen}" in text
+    assert "**not seen**" in figures.quality_text(label, [ours], [noisy])
 
 
 def test_words():
@@ -149,16 +198,21 @@ def known_runs(monkeypatch):
 
     def trace(prior, subject, folder, config):
         blurred = subject.task == "gaussian_blur"
-        images = np.random.default_rng(0).integers(
-            0, 256, (len(K), runs.SIDE, runs.SIDE, 3), np.uint8
-        )
+        images = np.stack([np.rint(255 * subject.clean).astype(np.uint8)] * len(K))
         sharpnesses = 500 * np.exp((-2e-3 if blurred else 1e-3) * K)
         return runs.run(falling(105), sharpnesses, hill(100, 8, 4), images, subject)
+
+    def fit(subject, folder, config):
+        psnrs = 25 - K / 100  # from the start on
+        shown = traces.shown(psnrs)
+        grey = np.full((len(shown), runs.SIDE, runs.SIDE, 3), 128, np.uint8)
+        return traces.Fit(subject, psnrs, shown, grey)
 
     def task(name):
         return lambda image, seed: runs.subject(name, image[0], seed)
 
     monkeypatch.setattr(traces, "trace", trace)
+    monkeypatch.setattr(traces, "fit", fit)
     monkeypatch.setattr(traces, "task", task)
 
 
@@ -180,13 +234,11 @@ def written(files, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("fig3", 1), ("fig4", len(figures.LEVELS)), ("fig6", 1)],
+    ("name", "count"), [("fig4", len(figures.LEVELS)), ("fig6", 1)]
 )
 def test_figures_of_runs_that_are_as_the_paper_says(
-    tiny_prior, tmp_path, known_runs, monkeypatch, name, count
+    tiny_prior, tmp_path, known_runs, name, count
 ):
-    monkeypatch.setattr(figures, "STRIPS", ("denoise",))  # axes take their time
     options = Options("bench x")
     files = getattr(figures, name)(tiny_prior, IMAGES, tmp_path / "new", options)
     content, size = written(files, name)
@@ -194,6 +246,20 @@ def test_figures_of_runs_that_are_as_the_paper_says(
     assert not re.findall(r"not seen|partly|judged", content)
     assert 500 < size[0] < 2500
     assert 200 < size[1] < 2500
+
+
+def test_fig3_has_a_row_of_dip_above_that_of_the_prior(
+    tiny_prior, tmp_path, known_runs, monkeypatch
+):
+    monkeypatch.setattr(figures, "STRIPS", ("denoise",))  # axes take their time
+    files = figures.fig3(tiny_prior, IMAGES, tmp_path, Options("bench x"))
+    content, size = written(files, "fig3")
+    assert "- denoise, DIP: two regimes **not seen** (0 of 2 runs)" in content
+    assert "- denoise, prior: two regimes **seen** (2 of 2 runs)" in content
+    assert "prior, and one of DIP **not seen** (0 of 2 runs). Of the best" in content
+    assert "- runs of DIP: 3000 iterations each" in content
+    # y, seven iterates and the best one, the clean picture; of 1.25 by 1.6 inches
+    assert size == (10 * 1.25 * 150, 2 * 1.6 * 150)
 
 
 def test_a_claim_that_does_not_hold_is_said_not_to():

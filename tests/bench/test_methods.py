@@ -155,11 +155,13 @@ def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
 
     module.__dict__.update(Config=Config, restore=restore)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    make = methods.baseline("fake", quick={"num_steps": 7})
+    make = methods.Baseline("fake", quick={"num_steps": 7})
     ready = make(SETTING._replace(quick=True))
     y, config, operator = ready.restore(None, WHOLE, None)
     assert (y, operator) == ("measurement", "operator")
     assert (config.sigma, config.num_steps) == (0.1, 7)
+    changed = make._replace(changes={"num_steps": 3})  # goes before what is quick
+    assert changed(SETTING._replace(quick=True)).settings.num_steps == 3
     blind = WHOLE._replace(operator=None, sigma=None)
     y, config, operator = make(SETTING).restore(None, blind, None)
     assert (y, operator) == ("y", None)

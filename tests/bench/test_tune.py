@@ -1,9 +1,9 @@
-"""The sweep over settings, with a method that is a formula."""
+"""Settings that win, with a method that is a formula; what a command line may say."""
 
-import json
+import csv
+import re
 import sys
-from pathlib import Path
-from types import SimpleNamespace
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,178 +11,202 @@ import pytest
 from flax import struct
 from PIL import Image
 
-from diip_jax import bench
-from diip_jax.bench import tune
-from diip_jax.bench.baselines import bird, dip, dreamclean, gdp
+from diip_jax import prior as priors
+from diip_jax.bench import command, methods, tables, tune
 from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.methods import METHODS, Baseline, Method, Problem, Setting
+from helpers import bench_cells as fake
 from helpers import seeded
+
+# Lighter by these; the other tasks are not for the method.
+ADDED = {"denoise": 0.09, "jpeg": 0.18}
 
 
 @struct.dataclass
 class Config:
     """How much of y is taken away, and how often."""
 
+    sigma: float = 0.02
     weight: float = 0.0
     times: int = struct.field(pytree_node=False, default=1)
+    way: methods.Knowledge = struct.field(pytree_node=False, default="all")
 
 
-def restore(prior, y, key, config, operator=None):
-    """Darken y, so that a known weight undoes the damage of the task."""
+def darker(prior, y, key, config, operator=None):
+    """Take light away, so that a known weight undoes a task."""
     image = y - config.times * config.weight
-    return Restored(image, jnp.int32(0), jnp.int32(0))
-
-
-def lighter(amount):
-    """Return a task that makes pictures lighter."""
-    return SimpleNamespace(
-        observe=lambda x, key: SimpleNamespace(y=np.float32(x) + amount)
-    )
-
-
-TASKS = {"little": lighter(0.09), "much": lighter(0.18), "odd": lighter(0.5)}
-GRID = {"weight": (0.05, 0.1), "times": (1, 2)}
+    return Restored(jnp.asarray(image), jnp.int32(0), jnp.int32(0))
 
 
 @pytest.fixture
-def method(monkeypatch):
-    calls = []
+def module(monkeypatch):
+    """Put a method in place that is a formula, and tasks without noise."""
 
     def config_for(task, side):
-        return None if task == "odd" else Config()
+        return Config() if task in ADDED else None
 
-    def counted(*args):
-        calls.append(args[-1])
-        return restore(*args)
+    def pose(task):
+        return lambda clean, key: Problem(clean, np.float32(clean + ADDED[task]))
 
-    fake = SimpleNamespace(GRID=GRID, Config=Config, config_for=config_for)
-    fake.restore = counted
-    monkeypatch.setitem(tune.METHODS, "bird", fake)
-    monkeypatch.setattr(tune, "load", lambda name: seeded.prior())
-    fake.calls = calls
-    return fake
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for i in range(3):
-        pixels = np.full((8, 8, 3), 100 + 10 * i, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    return tmp_path
+    made = types.ModuleType("diip_jax.bench.baselines.fake")
+    made.__dict__.update(Config=Config, config_for=config_for, restore=darker)
+    made.GRID = {"weight": (0.05, 0.1), "times": (1, 2)}
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    method = Method("Fake", Baseline("fake", quick={"times": 3}))
+    monkeypatch.setitem(METHODS, "gdp", method)
+    monkeypatch.setattr(methods, "pose", pose)
+    return made
 
 
-def flags(folder, *more):
-    fixed = ["--method", "bird", "--pictures", str(folder), "--count", "2"]
-    read = tune.parser().parse_args(
-        [*fixed, "--json", str(folder / "record.json"), *more]
-    )
-    read.set = dict(read.set)
-    return read
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Return flags that name a tiny prior and a flat picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.fromarray(np.full((16, 16, 3), 100, np.uint8)).save(folder / "grey.png")
+    prior = tmp_path_factory.mktemp("prior") / "tiny"
+    priors.save(prior, seeded.prior())
+    return ["--images", folder, "--prior", prior]
 
 
-def test_the_best_mean_over_tasks_wins_and_each_task_has_its_own(method, folder):
-    lines = []
-    winner = tune.tune(flags(folder), TASKS, lines.append)
-    # Twice 0.05 is once 0.1: of equal ones the first in the grid.
-    assert winner == {"weight": 0.05, "times": 2}
-    record = json.loads((folder / "record.json").read_text())
-    assert record["best"] == winner
-    assert record["best_of_task"]["little"] == winner
-    assert record["best_of_task"]["much"] == {"weight": 0.1, "times": 2}
-    assert record["pictures"] == ["0", "1"]
-    assert len(record["cells"]) == 4 * 2 * 2
-    assert sum("best" in line for line in lines[0].splitlines()) == 1
+def run(*arguments):
+    try:
+        return tune.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse ends like this
+        return error.code
 
 
-def test_the_psnr_is_that_of_the_answer(method, folder):
-    tune.tune(flags(folder), TASKS, str)
-    record = json.loads((folder / "record.json").read_text())
-    cell = next(
-        c for c in record["cells"] if c["settings"] == {"weight": 0.05, "times": 1}
-    )
-    # 0.09 lighter, 0.05 darker, in float32
-    assert cell["task"] == "little"
-    assert cell["psnr"] == pytest.approx(-20 * np.log10(0.04), abs=1e-3)
+def rows(folder):
+    """Return the rows of the Markdown table by their first cell."""
+    lines = (folder / "tune-gdp.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {first: rest for first, *rest in cells}
 
 
-def test_a_sweep_goes_on_where_it_ended(method, folder):
-    tune.tune(flags(folder), TASKS, str)
-    path = folder / "record.json"
-    whole = path.read_text()
-    record = json.loads(whole)
-    assert record.pop("best")
-    record["cells"] = record["cells"][:10]
-    path.write_text(json.dumps(record))
-    measured = []
-
-    def measure(settings, case):
-        measured.append((settings, case.task, case.picture))
-        return 0.0
-
-    cases = tune.cases(TASKS, sorted(folder.glob("*.png"))[:2], ["little", "much"])
-    head = {"method": "bird", "tasks": ["little", "much"]}
-    known = tune.earlier(path, head)
-    *_, cells = tune.sweep(measure, tune.combinations(GRID), cases, known)
-    assert len(known) == 10
-    assert len(measured) == 6
-    assert len(cells) == 16
-    tune.tune(flags(folder), TASKS, str)
-    assert path.read_text() == whole
-
-
-def test_a_fixed_setting_leaves_the_grid(method, folder):
-    settings = tune.tune(flags(folder, "--set", "weight=0.05"), TASKS, str)
-    assert settings == {"times": 2}
-    record = json.loads((folder / "record.json").read_text())
-    assert record["set"] == {"weight": 0.05}
-
-
-def test_one_line_says_what_is_wrong(method, folder):
-    def refused(*more):
-        with pytest.raises(tune.TuneError) as error:
-            tune.tune(flags(folder, *more), TASKS, str)
-        return str(error.value)
-
-    assert refused("--tasks", "odd") == "task 'odd' is not one of little, much"
-    assert refused("--count", "0") == "count is 0; use at least 1 picture"
-    assert refused("--set", "size=3") == "'size' is not one of weight, times"
-    assert "no *.png in" in refused("--pictures", str(folder / "none"))
-    tune.tune(flags(folder), TASKS, str)
-    assert "is of tasks ['little', 'much'], not ['much']" in refused("--tasks", "much")
-    (folder / "record.json").write_text("[]")
-    assert "is no record of a sweep; give another file" in refused()
-    method.GRID = {"weight": tuple(range(9))}
-    assert refused() == "the grid has 9 combinations; use at most 8"
-    with pytest.raises(SystemExit):
-        tune.parser().parse_args(["--set", "weight"])
-
-
-def test_what_is_not_finite_never_wins():
-    settings = [{"a": 1}, {"a": 2}, {"a": 3}]
-    cells = [
-        {"settings": s, "task": "t", "picture": "0", "psnr": psnr}
-        for s, psnr in zip(settings, (None, 20.0, 10.0), strict=True)
+def test_the_best_of_all_tasks_wins_and_the_best_of_each_is_named(
+    module, given, tmp_path, capsys
+):
+    given = [*given, "--output", tmp_path]
+    assert run("gdp", *given) == command.EXIT_OK
+    # The second and the third are equal; the first of them wins.
+    found = rows(tmp_path)
+    assert found["PSNR ↑"] == ["All tasks", "Denoising", "JPEG de-artifacting"]
+    names = [
+        "gdp[weight=0.05,times=1]",
+        "**gdp[weight=0.05,times=2]**",
+        "gdp[weight=0.1,times=1]",
+        "gdp[weight=0.1,times=2]",
     ]
-    assert tune.best(cells, settings) == {"a": 2}
+    assert list(found)[1:] == names
+    # All pixels are wrong by the same, so that PSNR is -20 log10 of it.
+    wrong = [(0.04, 0.13), (0.01, 0.08), (0.01, 0.08), (0.11, 0.02)]
+    for name, both in zip(names, wrong, strict=True):
+        told = [float(re.findall(r"[\d.]+", text)[0]) for text in found[name]]
+        psnrs = -20 * np.log10(both)
+        # To two digits; float32 makes 1e-5 of 0.01, which are 0.01 dB.
+        np.testing.assert_allclose(told, [np.mean(psnrs), *psnrs], atol=0.02)
+    text = (tmp_path / "tune-gdp.md").read_text()
+    assert "- best for Denoising alone: gdp[weight=0.05,times=2]" in text
+    assert "- best for JPEG de-artifacting alone: gdp[weight=0.1,times=2]" in text
+    assert "pictures: 1; seeds: 0" in text
+    with (tmp_path / "tune-gdp.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 * 3
+    assert {line["task"] for line in lines} == {"denoise", "jpeg", tune.JOINTLY}
+    assert lines[0]["title"] == "Fake[weight=0.05,times=1]"
+
+    assert "8 cells to compute, 0 there" in capsys.readouterr().err
+    assert run("gdp", *given) == command.EXIT_OK
+    assert "0 cells to compute, 8 there" in capsys.readouterr().err
 
 
-def test_the_command_ends_in_one_line(folder, monkeypatch, capsys):
-    tasks = SimpleNamespace(TASKS=TASKS, TABLE4=("little",), TABLE5=("much",))
-    monkeypatch.setattr(bench, "tasks", tasks, raising=False)
-    monkeypatch.setitem(sys.modules, "diip_jax.bench.tasks", tasks)
-    args = ["tune", "--method", "dip", "--pictures", str(folder), "--prior", "none"]
-    monkeypatch.setattr(sys, "argv", [*args, "--json", str(folder / "record.json")])
-    assert tune.main() == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("unknown prior 'none'")
-    assert err.count("\n") == 1
+def test_tasks_of_one_picture_are_one_sample():
+    cells = [
+        tune.jointly(fake.cell(psnr, task=task, digest=picture))
+        for picture, psnrs in {"a": (20, 30), "b": (26, 36), "c": (29, 33)}.items()
+        for task, psnr in zip(("denoise", "jpeg"), psnrs, strict=True)
+    ]
+    (found,) = tables.entries(cells).values()
+    mean = found.means["psnr"]
+    assert mean.value == pytest.approx(29)
+    # Of 25, 31 and 31, not of six numbers: sqrt(12 / 3).
+    assert mean.error == pytest.approx(2)
 
 
-@pytest.mark.parametrize("module", [dip, dreamclean, bird, gdp])
-def test_every_method_has_the_same_budget(module):
-    settings = tune.combinations(module.GRID)
-    assert len(settings) == tune.MOST == 8
-    config = module.config_for("denoise", 64)
-    for combination in settings:  # each names fields of the settings
-        config.replace(**combination)
-    assert Path(module.__file__).stem in tune.METHODS
+def test_what_failed_never_wins(module, given, tmp_path, capsys):
+    def breaks(prior, y, key, config, operator=None):
+        if config.times == 2:
+            raise RuntimeError("no luck")
+        return darker(prior, y, key, config)
+
+    module.restore = breaks
+    flags = [*given, "--output", tmp_path]
+    assert run("gdp", *flags) == command.EXIT_SOME_FAILED
+    assert "error: 4 cells failed; run it again to retry" in capsys.readouterr().err
+    found = rows(tmp_path)
+    assert "**gdp[weight=0.1,times=1]**" in found
+    assert found["gdp[weight=0.05,times=2]"] == ["failed"] * 3
+    text = (tmp_path / "tune-gdp.md").read_text()
+    assert "failed: Fake[weight=0.05,times=2] on jpeg, 1 times: Runtime" in text
+    assert " on all" not in text
+
+
+def test_what_is_fixed_leaves_the_grid(module):
+    fixed = tune.fixed("gdp", {"weight": "1", "way": "nothing"})
+    assert fixed == {"weight": 1.0, "way": "nothing"}
+    found = tune.variants("gdp", fixed)
+    assert list(found) == [
+        f"gdp[weight=1,way=nothing,times={times}]" for times in (1, 2)
+    ]
+    second = found["gdp[weight=1,way=nothing,times=2]"]
+    ready = second.make(Setting("denoise", 16, quick=True))
+    assert ready.settings == Config(weight=1.0, way="nothing", times=2)
+    quick = tune.variants("gdp", {}, quick=True)
+    assert list(quick) == ["gdp[weight=0.05]", "gdp[weight=0.1]"]
+    ready = quick["gdp[weight=0.1]"].make(Setting("denoise", 16, quick=True))
+    assert ready.settings == Config(weight=0.1, times=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["diip"], "invalid choice: 'diip'"),
+        (["gdp", "--tasks", "odd"], "--tasks: 'odd' is not one of denoise, sr4,"),
+        (["gdp", "--set", "size"], "--set: 'size' is not as iterations=500"),
+        (
+            ["gdp", "--set", "sigma=1"],
+            "--set of gdp: 'sigma' is not one of weight, times, way",
+        ),
+        (["gdp", "--set", "times=1.5"], "--set times: '1.5' is no int such as 1"),
+        (
+            ["gdp", "--set", "way=long"],
+            "--set way: 'long' is not one of nothing, its form, all",
+        ),
+    ],
+)
+def test_bad_flags_get_one_line(arguments, told, module, given, tmp_path, capsys):
+    assert run(*arguments, *given, "--output", tmp_path) == command.EXIT_USAGE
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_without_a_task_is_left_out(module, given, tmp_path, capsys):
+    flags = [*given, "--output", tmp_path, "--tasks", "sr4,water"]
+    assert run("gdp", *flags) == command.EXIT_OK
+    assert "gdp is for none of sr4, water; left out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+BASELINES = ("gdp", "gibbs-ddrm", "bird", "blind-dps", "dip", "dreamclean")
+BASELINES += ("ddrm", "ddnm", "dps")
+
+
+@pytest.mark.parametrize("name", sorted({*BASELINES, *tune.NAMES}))
+def test_every_method_has_the_same_budget(name):
+    assert name in tune.NAMES
+    found = tune.variants(name, {})
+    assert 1 < len(found) <= tune.MOST == 8
+    settings = {
+        str(method.make(Setting("denoise", 64, quick=False)).settings)
+        for method in found.values()
+    }
+    assert len(settings) == len(found)  # each is another one

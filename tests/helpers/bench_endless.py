@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax import lax
 
-from diip_jax.bench import __main__ as command
+from diip_jax.bench import command
 from helpers import bench_cells
 
 
@@ -28,5 +28,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    command.main = main
-    command.cli()
+    command.cli(main)

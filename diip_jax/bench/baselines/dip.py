@@ -209,8 +209,9 @@ def fit(
     key: jax.Array,
     config: Config,
     observe: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """Fit the network to y and return its answer, (height, width, 3) in [0, 1].
+    watch: Callable[[jax.Array], Any],
+) -> tuple[jax.Array, Any]:
+    """Fit the network to y.
 
     Args:
         y: measurement, in [0, 1].
@@ -218,6 +219,10 @@ def fit(
         key: of weights, input and jitter.
         config: the settings.
         observe: takes the output to what y is compared with.
+        watch: takes the output of an iteration to what is kept of it.
+
+    Returns:
+        The answer, (height, width, 3) in [0, 1], and what was kept, stacked.
     """
     network = Skip(config.channels, config.skips)
     optimizer = optax.adam(config.learning_rate)
@@ -229,7 +234,7 @@ def fit(
         x = jnp.asarray(network.apply(theta, z))
         return jnp.mean(jnp.square(observe(x) - y)), x
 
-    def step(state: State, k: jax.Array) -> tuple[State, None]:
+    def step(state: State, k: jax.Array) -> tuple[State, Any]:
         noise = jax.random.normal(jax.random.fold_in(jitter_key, k), z.shape)
         (loss, x), gradient = jax.value_and_grad(energy, has_aux=True)(
             state.theta, z + config.jitter * noise
@@ -247,15 +252,15 @@ def fit(
             good=theta,
             psnr=jnp.where(fell, state.psnr, psnr),
             mean=decay * state.mean + (1 - decay) * x,
-        ), None
+        ), watch(x)
 
     theta = network.init(theta_key, z)
     blank = jnp.zeros((*size, 3), jnp.float32)
     state = State(theta, optimizer.init(theta), theta, jnp.float32(-jnp.inf), blank)
-    state, _ = lax.scan(step, state, jnp.arange(config.iterations))
+    state, kept = lax.scan(step, state, jnp.arange(config.iterations))
     if config.answer == "ema":
-        return state.mean
-    return jnp.asarray(network.apply(state.theta, z))
+        return state.mean, kept
+    return jnp.asarray(network.apply(state.theta, z)), kept
 
 
 def restore(
@@ -275,16 +280,54 @@ def restore(
         operator: the known degradation, for the non-blind variant.
     """
     del prior
+    image, _ = fit_any(y, key, config, operator, lambda x: None)
+    return Restored(image, jnp.int32(0), jnp.int32(0))
+
+
+def follow(
+    y: jax.Array, key: jax.Array, config: Config, watch: Callable[[jax.Array], Any]
+) -> Any:
+    """Return what the blind method goes through, stacked over iterations.
+
+    Args:
+        y: degraded image, (H, W, 3) in [0, 1].
+        key: of weights, input and jitter.
+        config: the settings.
+        watch: takes the output of an iteration, (H, W, 3) in [0, 1], of the jittered
+            input, to what is kept of it.
+    """
+    return fit_any(y, key, config, None, watch)[1]
+
+
+def fit_any(
+    y: jax.Array,
+    key: jax.Array,
+    config: Config,
+    operator: Operator | None,
+    watch: Callable[[jax.Array], Any],
+) -> tuple[jax.Array, Any]:
+    """Return the answer of `fit` for an image of any size, and what was kept.
+
+    Args:
+        y: degraded image, (H, W, 3) in [0, 1], or the measurement of the operator.
+        key: of weights, input and jitter.
+        config: the settings.
+        operator: the known degradation, or None.
+        watch: takes the output of an iteration to what is kept of it.
+    """
     height, width = y.shape[:2] if operator is None else operator.size
     unit = 2 ** len(config.channels)
     rows, columns = -height % unit, -width % unit
     size = (height + rows, width + columns)
     y = jnp.asarray(y, jnp.float32)
 
+    def cut(x: jax.Array) -> jax.Array:
+        return x[:height, :width]
+
     def observe(x: jax.Array) -> jax.Array:
-        return x if operator is None else operator.apply(x[:height, :width])
+        return x if operator is None else operator.apply(cut(x))
 
     if operator is None:
         y = jnp.pad(y, [(0, rows), (0, columns), (0, 0)], mode="reflect")
-    image = fit(y, size, key, config, observe)
-    return Restored(image[:height, :width], jnp.int32(0), jnp.int32(0))
+    image, kept = fit(y, size, key, config, observe, lambda x: watch(cut(x)))
+    return cut(image), kept

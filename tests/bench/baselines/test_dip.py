@@ -151,6 +151,16 @@ def test_the_loop(key):
     assert (restored.evaluations, restored.gradients) == (0, 0)
 
 
+def test_the_answer_is_the_running_mean_of_what_is_gone_through(key):
+    y = jnp.asarray(seeded.image(7, 9))
+    image, outputs = jax.jit(lambda y: dip.fit_any(y, key, FLAT, None, lambda x: x))(y)
+    assert outputs.shape == (FLAT.iterations, 7, 9, 3)
+    mean = outputs[0]
+    for output in outputs[1:]:
+        mean = 0.99 * mean + 0.01 * output
+    np.testing.assert_allclose(image, mean, atol=1e-6)  # sums of float32
+
+
 @pytest.mark.slow
 def test_a_smooth_picture_is_fitted_before_its_noise(key):
     rows, columns = np.mgrid[:32, :32] / 32
