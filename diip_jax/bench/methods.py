@@ -388,7 +388,7 @@ METHODS: dict[str, Method] = {
         evaluations=1000,
         gradients=1000,
     ),
-    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=90),
+    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=270),
     "dreamclean": Method(
         "DreamClean", Baseline("dreamclean", quick={"n": 10}), evaluations=90
     ),
