@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_what_was_there(adm_file, tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 import orbax.checkpoint as ocp
 from checkpoints_convert.__main__ import cli
 
@@ -137,6 +137,9 @@ def save(checkpointer, params, arguments):
         time.sleep(0.1)
     thread.join()
 
+# A shell starts jobs in the background with this signal ignored, and so do those who
+# start processes there, down to this one: Python then leaves it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 number = int(sys.argv.pop())
 ocp.Checkpointer.save = save
 cli()
