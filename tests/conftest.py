@@ -43,7 +43,7 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="session")
 def tiny_prior() -> Prior:
-    """Return an ADM prior of two levels and 32 channels, for any canvas."""
+    """Return a prior of two levels and 32 channels, for any canvas."""
     return seeded.prior()
 
 

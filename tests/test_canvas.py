@@ -10,7 +10,7 @@ from diip_jax import canvas
 from helpers import seeded
 
 STRIDE_8 = dataclasses.replace(
-    seeded.TINY, channel_mult=(1, 1, 1, 1), num_res_blocks=(1,) * 4, image_size=32
+    seeded.TINY, channel_mult=(1, 1, 1, 1), num_res_blocks=(0,) * 4, image_size=32
 )
 
 

@@ -475,7 +475,7 @@ def public(tmp_path, monkeypatch):
     folder = tmp_path / "server"
     folder.mkdir()
     path = folder / "tiny.safetensors"
-    numpy.save_file(seeded.tensors(seeded.torch_shapes(seeded.TINY)), path)
+    numpy.save_file(seeded.tensors(seeded.torch_shapes(seeded.SMALL)), path)
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -494,7 +494,7 @@ def public(tmp_path, monkeypatch):
         name="tiny-public",
         layout="guided_diffusion",
         parameters=sum(
-            t.size for t in seeded.tensors(seeded.torch_shapes(seeded.TINY)).values()
+            t.size for t in seeded.tensors(seeded.torch_shapes(seeded.SMALL)).values()
         ),
         file=path.name,
         licence="Licence of the tiny one",
@@ -505,7 +505,7 @@ def public(tmp_path, monkeypatch):
             "num_heads": 2,
             "num_head_channels": -1,
             "num_heads_upsample": -1,
-            "new_attention_order": seeded.TINY.use_new_attention_order,
+            "new_attention_order": seeded.SMALL.use_new_attention_order,
         },
         schedule={"kind": "linear", "num_train_timesteps": 1000},
         urls=(f"http://127.0.0.1:{server.server_port}/{path.name}",),
@@ -1277,7 +1277,7 @@ def test_presets(run, tmp_path, monkeypatch):
     plan = json.loads(planned[1])["plan"]
     assert plan["max_unet_calls"] == 1500 * 10  # the budget and the steps of PAPER
     assert plan["memory_bytes"] > 1e6
-    assert "about 4 MB" in run("x.png", "--dry_run")[1]
+    assert "about 1 MB" in run("x.png", "--dry_run")[1]
 
 
 def test_help_and_version_need_no_jax(tmp_path):

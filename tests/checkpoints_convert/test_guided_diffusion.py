@@ -175,7 +175,7 @@ def test_the_heads_on_the_way_up_are_asked_for_where_they_matter():
     same = guided_diffusion.architecture(tensors, facts(num_heads_upsample=2))
     found = [c.num_heads_upsample for c in (by_width, told, same)]
     assert found == [-1, 1, -1]
-    plain = dataclasses.replace(seeded.TINY, attention_factors=())
+    plain = dataclasses.replace(seeded.SMALL, attention_factors=())
     tensors = lazy(_empty(seeded.torch_shapes(plain)))  # attention at the bottom only
     assert guided_diffusion.architecture(tensors, facts()) == plain
 

@@ -11,7 +11,7 @@ from checkpoints_convert.tensors import LazyTensor
 from diip_jax import prior as priors
 from helpers import diffusers_unet, seeded
 
-SMALL_ADM = dataclasses.replace(seeded.TINY, attention_factors=(2,))
+SMALL_ADM = seeded.SMALL
 ADM_FACTS = {
     "image_size": 16,
     "num_heads": 2,

@@ -5,6 +5,7 @@ that both sides make it without meeting. The way from there to Flax's tree is wr
 out here once more, apart from `checkpoints_convert`, which has tests of its own.
 """
 
+import dataclasses
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,13 +21,19 @@ from diip_jax.prior import Card, Prior
 from diip_jax.schedule import Schedule
 from diip_jax.unets.adm import ADMConfig
 
+# Every kind of layer of a network of stride 2, each as seldom as can be: for tests of
+# what is around a network, whose time is mostly the network's compilation.
 TINY = ADMConfig(
     image_size=16,
     num_channels=32,
-    channel_mult=(1, 2),
-    num_res_blocks=(1, 1),
-    attention_factors=(2,),
+    channel_mult=(1, 1),
+    num_res_blocks=(0, 0),
+    attention_factors=(),
     num_heads=2,
+)
+# Levels of two widths, blocks on both ways and attention: for tests of the network.
+SMALL = dataclasses.replace(
+    TINY, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_factors=(2,)
 )
 
 # Frozen, and five steps in a loop rather than two written out: compiled in a fraction

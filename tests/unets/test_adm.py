@@ -143,7 +143,7 @@ def test_random_configurations_match_azula(seed):
 
 @pytest.mark.slow  # the same for the other family is not
 def test_blocks_recomputed_give_the_same_gradient():
-    config, params = seeded.TINY, random_params(seeded.TINY)
+    config, params = seeded.SMALL, random_params(seeded.SMALL)
     x, cotangent = inputs()
     plain = forward_and_gradient(config, params, x, cotangent)
     again = forward_and_gradient(config, params, x, cotangent, remat_blocks=True)
@@ -154,7 +154,7 @@ def test_blocks_recomputed_give_the_same_gradient():
 
 @pytest.mark.slow
 def test_bfloat16_stays_near_float32_and_returns_float32():
-    config, params = seeded.TINY, random_params(seeded.TINY)
+    config, params = seeded.SMALL, random_params(seeded.SMALL)
     x, cotangent = inputs()
     exact = forward_and_gradient(config, params, x, cotangent)
     rough = forward_and_gradient(config, params, x, cotangent, dtype=jnp.bfloat16)
@@ -177,7 +177,7 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_one_level_is_a_network_too():
     config = dataclasses.replace(
-        seeded.TINY, channel_mult=(1,), num_res_blocks=(1,), attention_factors=()
+        seeded.SMALL, channel_mult=(1,), num_res_blocks=(1,), attention_factors=()
     )
     assert config.stride == 1
     x, cotangent = inputs(5, 7)
@@ -186,7 +186,7 @@ def test_one_level_is_a_network_too():
 
 
 def test_timesteps_are_conditioned_together_as_alone():
-    config = seeded.TINY
+    config = seeded.SMALL
     unet, variables = ADMUNet(config), {"params": random_params(config)}
     t = jnp.array([666.0, 333.0, 0.0])
     together = unet.apply(variables, t, method="condition")
@@ -214,7 +214,7 @@ def test_published_shapes_are_those_of_azula(config):
 
 
 @pytest.mark.parametrize(
-    ("config", "stride"), [(UNCONDITIONAL_256, 32), (BUNDLED, 8), (seeded.TINY, 2)]
+    ("config", "stride"), [(UNCONDITIONAL_256, 32), (BUNDLED, 8), (seeded.SMALL, 2)]
 )
 def test_stride_and_shape_of_the_output(config, stride):
     assert config.stride == stride

@@ -8,7 +8,7 @@ import pytest
 from diip_jax import degradations
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import blind_dps, dps
-from helpers import gaussian, seeded, smallest
+from helpers import gaussian, seeded
 
 
 def step_predictor(mu, s):
@@ -88,7 +88,7 @@ def test_photos_may_be_batched(key):
 
 
 def test_restores_on_a_prior(key):
-    prior, y = smallest.prior(), seeded.image(8, 8)
+    prior, y = seeded.prior(), seeded.image(8, 8)
     config = blind_dps.Config(num_steps=2, kernel_size=3)
 
     def restore(prior, y, key):
@@ -102,7 +102,7 @@ def test_restores_on_a_prior(key):
 
 
 def test_bad_input_is_told_in_one_line(key):
-    prior, y = smallest.prior(), jnp.zeros((8, 8, 3))
+    prior, y = seeded.prior(), jnp.zeros((8, 8, 3))
     even = blind_dps.Config(kernel_size=4)
     with pytest.raises(ValueError, match="kernel_size is 4; use an odd number"):
         blind_dps.restore(prior, y, key, even)

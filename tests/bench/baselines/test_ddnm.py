@@ -7,7 +7,7 @@ import pytest
 
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddnm
-from helpers import gaussian, seeded, smallest
+from helpers import gaussian, seeded
 
 SIZE = (6, 6)
 OPERATORS = {
@@ -112,7 +112,7 @@ def test_measurements_may_be_batched(key):
 
 
 def test_restores_on_a_prior(key):
-    prior, y = smallest.prior(), seeded.image(4, 4)
+    prior, y = seeded.prior(), seeded.image(4, 4)
     operator = operators.super_resolution((16, 16), 4)
 
     def restore(prior, y, key):
@@ -127,4 +127,4 @@ def test_restores_on_a_prior(key):
 
 def test_a_missing_operator_is_told_in_one_line(key):
     with pytest.raises(ValueError, match="DDNM needs the degradation"):
-        ddnm.restore(smallest.prior(), jnp.zeros((16, 16, 3)), key)
+        ddnm.restore(seeded.prior(), jnp.zeros((16, 16, 3)), key)

@@ -7,7 +7,7 @@ import pytest
 
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddrm
-from helpers import gaussian, seeded, smallest
+from helpers import gaussian, seeded
 
 SIZE = (6, 5)
 KERNEL = np.outer([0.3, 0.5, 0.2], [0.1, 0.6, 0.3])
@@ -152,7 +152,7 @@ def test_measurements_may_be_batched(key):
 
 
 def test_restores_on_a_prior(key):
-    prior, y = smallest.prior(), seeded.image(4, 4)
+    prior, y = seeded.prior(), seeded.image(4, 4)
     operator = operators.super_resolution((16, 16), 4)
 
     def restore(prior, y, key):
@@ -166,12 +166,12 @@ def test_restores_on_a_prior(key):
 
 
 def test_bad_input_is_told_in_one_line(key):
-    prior, y = smallest.prior(), jnp.zeros((16, 16, 3))
+    prior, y = seeded.prior(), jnp.zeros((16, 16, 3))
     with pytest.raises(ValueError, match="operator is None"):
         ddrm.restore(prior, y, key)
     odd = operators.identity((16, 15))
     with pytest.raises(ValueError, match="15x16; crop its sides to multiples of 2"):
         ddrm.restore(prior, y[:, :15], key, operator=odd)
-    square = smallest.prior(any_size=False)
+    square = seeded.prior(any_size=False)
     with pytest.raises(ValueError, match="8x8; prior seeded takes 16x16"):
         ddrm.restore(square, y[:8, :8], key, operator=operators.identity((8, 8)))

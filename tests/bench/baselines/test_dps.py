@@ -10,7 +10,7 @@ import pytest
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import dps
 from diip_jax.prior import Prior
-from helpers import gaussian, seeded, smallest
+from helpers import gaussian, seeded
 
 SIZE = (6, 6)
 
@@ -118,7 +118,7 @@ def test_the_last_step_draws_nothing(v, key):
 
 def test_a_learned_variance_is_read_from_the_network(key):
     """With the last layer's weights zero, its biases are the channels."""
-    config = dataclasses.replace(smallest.CONFIG, learn_sigma=True)
+    config = dataclasses.replace(seeded.TINY, learn_sigma=True)
     prior = seeded.prior(config)
     bias = jnp.arange(6.0) / 10
     last = {"kernel": jnp.zeros_like(prior.params["out_2"]["kernel"]), "bias": bias}
@@ -131,7 +131,7 @@ def test_a_learned_variance_is_read_from_the_network(key):
 
 
 def test_restores_on_a_prior(key):
-    prior, y = smallest.prior(), seeded.image(4, 4)
+    prior, y = seeded.prior(), seeded.image(4, 4)
     operator = operators.super_resolution((16, 16), 4)
 
     def restore(prior, y, key):
@@ -146,7 +146,7 @@ def test_restores_on_a_prior(key):
 
 def test_a_missing_operator_is_told_in_one_line(key):
     with pytest.raises(ValueError, match="DPS needs the degradation"):
-        dps.restore(smallest.prior(), jnp.zeros((16, 16, 3)), key)
+        dps.restore(seeded.prior(), jnp.zeros((16, 16, 3)), key)
 
 
 def test_measurements_may_be_batched(key):

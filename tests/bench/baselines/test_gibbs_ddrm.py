@@ -8,7 +8,7 @@ import pytest
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import blind_dps, ddrm, gibbs_ddrm
 from diip_jax.bench.baselines.gibbs_ddrm import Config
-from helpers import gaussian, seeded, smallest
+from helpers import gaussian, seeded
 
 KERNEL = np.float32([[0, 0.1, 0], [0.2, 0.4, 0.1], [0, 0.2, 0]])
 
@@ -193,7 +193,7 @@ def test_photos_may_be_batched(key):
 
 
 def test_restores_on_a_prior(key):
-    prior, y = smallest.prior(), seeded.image(8, 8)
+    prior, y = seeded.prior(), seeded.image(8, 8)
     config = Config(num_steps=4, kernel_size=3, langevin_steps=2, start=0.5)
 
     def restore(prior, y, key):
@@ -213,7 +213,7 @@ def test_the_source_evaluates_the_network_310_times():
 
 
 def test_bad_input_is_told_in_one_line(key):
-    prior, y = smallest.prior(), jnp.zeros((8, 8, 3))
+    prior, y = seeded.prior(), jnp.zeros((8, 8, 3))
     even = Config(kernel_size=4)
     with pytest.raises(ValueError, match="kernel_size is 4; use an odd number"):
         gibbs_ddrm.restore(prior, y, key, even)
