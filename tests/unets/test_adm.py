@@ -61,7 +61,15 @@ def random_params(config):
     return seeded.to_tree(seeded.tensors(seeded.torch_shapes(config)))
 
 
-@pytest.mark.parametrize("name", seeded.ADM_CASES)
+# "modern" and "early" set every switch both ways.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modern",
+        "early",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("uneven", "mixed")),
+    ],
+)
 def test_matches_the_stored_outputs_of_azula(name):
     config = seeded.ADM_CASES[name]
     eps, gradient = forward_and_gradient(config, random_params(config), *inputs())
