@@ -94,6 +94,7 @@ def test_lanes_with_refill_agree_with_images_alone(tiny_prior, key, alone, num_l
         check_same(actual, expected)
 
 
+@pytest.mark.slow  # test_diip.py has the same with settings that stop later
 def test_vmap_agrees_with_images_alone(tiny_prior, key, alone, restore_vmap):
     chosen = [i for i, size in enumerate(SIZES) if size == (16, 16)][:2]
     ys = jnp.stack([images()[i] for i in chosen])

@@ -5,6 +5,7 @@ The robust criterion is ours: its partner is written from its docstring, with av
 as sums over the whole past instead of recursions.
 """
 
+import functools
 import math
 
 import jax
@@ -19,15 +20,30 @@ from helpers.algorithm import Verdict, algorithm_1
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
+def updated(name):
+    """Return an update of a criterion that also tells whether it has fired."""
+    _, update = stopping.CRITERIA[name]
+
+    def both(*numbers, **settings):
+        state = update(*numbers, **settings)
+        return state, stopping.detected(state)
+
+    return both
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(updated(name))
+
+
 def follow(name, losses, sharpnesses, k_min, epsilon, jit=True) -> Verdict:
     """Run a criterion of the package over recorded traces."""
-    init, update = stopping.CRITERIA[name]
-    update = jax.jit(update) if jit else update
-    state = init()
+    state = stopping.CRITERIA[name][0]()
+    update = compiled(name) if jit else updated(name)
     for k, (loss, sharpness) in enumerate(zip(losses, sharpnesses, strict=True)):
-        numbers = (jnp.int32(k), jnp.float32(loss), jnp.float32(sharpness))
-        state = update(state, *numbers, k_min=k_min, epsilon=epsilon)
-        if stopping.detected(state):
+        numbers = (np.int32(k), np.float32(loss), np.float32(sharpness))
+        state, detected = update(state, *numbers, k_min=k_min, epsilon=epsilon)
+        if detected:
             return verdict(k, state)
     return verdict(None, state)
 

@@ -184,8 +184,8 @@ class Download:
 @functools.cache
 def numbered_prior(version):
     """Return a small prior that differs in weights and name from version to version."""
-    smallest = seeded.ADMConfig(8, 32, (1,), (1,), ())
-    return seeded.prior(smallest, seed=version, name=str(version))
+    one_level = seeded.ADMConfig(8, 32, (1,), (0,), ())
+    return seeded.prior(one_level, seed=version, name=str(version))
 
 
 KINDS = (Image, Result, NewResult, Trace, Run, State, ConvertedPrior, Download)

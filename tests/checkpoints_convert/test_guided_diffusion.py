@@ -196,8 +196,23 @@ def test_a_network_without_convolutions_for_resampling_is_told_so():
 # "early" has improved-diffusion's options; its outputs are test_adm.py's.
 
 
-def adm_error(name, config=None, params=None):
-    """Return the relative error of the package, one operation at a time."""
+def program(config):
+    """Return the network of an architecture, to be compiled anew."""
+
+    def network(params, x, conditioning):
+        return ADMUNet(config).apply({"params": params}, x, conditioning)
+
+    return jax.jit(network)
+
+
+compiled = functools.cache(program)
+
+
+def adm_error(name, config=None, params=None, network=compiled):
+    """Return the relative error of the package.
+
+    Give `program` as the network where a part of it was replaced.
+    """
     feeble = name == "early_feeble"
     case = seeded.ADM_CASES["early" if feeble else name]
     shapes = seeded.torch_shapes(case)
@@ -206,10 +221,10 @@ def adm_error(name, config=None, params=None):
     x, _ = azula_unet.inputs()
     with np.load(GOLDEN / ("ddpm.npz" if feeble else "adm.npz")) as golden:
         expected = golden[name if feeble else f"{name}_eps"]
-    unet, variables = ADMUNet(config or case), {"params": params}
-    t = jnp.float32(diffusers_unet.TIMESTEP)
-    conditioning = unet.apply(variables, t, method="condition")
-    return seeded.relative_error(unet.apply(variables, x, conditioning), expected)
+    config, t = config or case, jnp.float32(diffusers_unet.TIMESTEP)
+    conditioning = ADMUNet(config).apply({"params": params}, t, method="condition")
+    eps = network(config)(params, x, conditioning)
+    return seeded.relative_error(eps, expected)
 
 
 @pytest.mark.parametrize("name", ["early", "early_feeble"])
@@ -244,7 +259,7 @@ def test_the_epsilon_of_the_other_layouts_is_noticed(monkeypatch):
         return plain(x, scale, bias, 1e-6, silu)
 
     monkeypatch.setattr(ops, "group_norm", ddpm_norm)
-    assert adm_error("early_feeble") > NOTICED
+    assert adm_error("early_feeble", network=program) > NOTICED
 
 
 @pytest.mark.parametrize("wrong", [{"sin_first": True}, {"divisor_shift": 1}])
@@ -265,7 +280,7 @@ def test_the_padding_of_the_other_layouts_is_noticed(monkeypatch):
         return plain(*arguments, **options)
 
     monkeypatch.setattr(layers, "Conv", conv)
-    assert adm_error("early") > NOTICED
+    assert adm_error("early", network=program) > NOTICED
 
 
 @pytest.mark.slow

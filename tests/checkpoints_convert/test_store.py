@@ -124,9 +124,6 @@ import os, signal, sys, threading, time
 import orbax.checkpoint as ocp
 from checkpoints_convert.__main__ import cli
 
-# A shell starts what runs behind it deaf to SIGINT, and the tests with it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 def save(checkpointer, params, arguments):
     def write():
         for i in range(40):
@@ -140,6 +137,9 @@ def save(checkpointer, params, arguments):
         time.sleep(0.1)
     thread.join()
 
+# A shell starts jobs in the background with this signal ignored, and so do those who
+# start processes there, down to this one: Python then leaves it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 number = int(sys.argv.pop())
 ocp.Checkpointer.save = save
 cli()

@@ -17,7 +17,7 @@ CONFIG = step.TrainConfig(batch_size=8, learning_rate=1e-3, warm_up=1)
 
 def prior() -> Prior:
     """Return an untrained prior of one level, whose programs compile in seconds."""
-    return start.random_prior("x", start.adm_shape(8, 32, (1,), 1, (1,)), Schedule(), 0)
+    return start.random_prior("x", start.adm_shape(8, 32, (1,), 0, ()), Schedule(), 0)
 
 
 def pictures(seed: int, count: int = 8, side: int = 8) -> np.ndarray:

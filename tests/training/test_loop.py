@@ -18,8 +18,9 @@ from diip_jax.training import checkpoint, loop, sheets, start, step, validation
 from helpers import train_steps
 
 ROOT = Path(__file__).parents[2]
-SHAPE = ["--image_size=8", "--channel_mult=1", "--attention_factors=1"]
-LENGTH = ["--log_steps=1", "--save_steps=3", "--num_validation=4", "--batch_size=8"]
+# Without attention after the blocks: the bottom has some.
+SHAPE = ["--image_size=8", "--channel_mult=1", "--attention_factors=2"]
+LENGTH = ["--log_steps=1", "--save_steps=4", "--num_validation=4", "--batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_it_leaves_a_log_and_pictures_to_look_at(uninterrupted):
     lines = log(uninterrupted)
     assert [n["step"] for n in lines if "loss" in n] == [1, 2, 3, 4, 5, 6, 7]
     validated = [n for n in lines if "validation_loss" in n]
-    assert [n["step"] for n in validated] == [3, 6, 7]
+    assert [n["step"] for n in validated] == [4, 7]
     assert list(validated[0]["psnrs"]) == [str(t) for t in validation.TIMESTEPS]
     left = uninterrupted.with_name("mine.training")
     with Image.open(left / "samples.png") as samples:
@@ -94,13 +95,13 @@ def test_a_killed_training_goes_on_bit_for_bit(folder, uninterrupted, tmp_path):
         text=True,
     )
     # The state is there before the samples are drawn, whose program takes a while.
-    saved = output.with_name("mine.training") / "checkpoints" / "3"
+    saved = output.with_name("mine.training") / "checkpoints" / "4"
     while process.poll() is None and not saved.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
-    assert max(losses(output)) == 3
+    assert max(losses(output)) == 4
     assert train(folder, output, "--steps=7") == 0
     check_equal(output, uninterrupted)
 
@@ -115,13 +116,13 @@ def check_equal(output, uninterrupted):
 def test_an_interrupted_training_saves_and_goes_on(
     folder, uninterrupted, tmp_path, monkeypatch
 ):
-    output, asked = tmp_path / "mine", iter([False, False, False, True])
+    output, asked = tmp_path / "mine", iter([False] * 4 + [True])
     monkeypatch.setattr(command, "_Interruption", _interrupting(asked))
     assert train(folder, output, "--steps=7") == command.EXIT_INTERRUPTED
-    assert max(losses(output)) == 4  # it heard after the fourth step, and saved
+    assert max(losses(output)) == 5  # it heard after the fifth step, and saved
     monkeypatch.undo()
     with (output.with_name("mine.training") / "log.jsonl").open("a") as file:
-        file.write('{"step": 5, "loss": 1e9}\n{"step": 6, "lo')  # a kill cut it
+        file.write('{"step": 6, "loss": 1e9}\n{"step": 7, "lo')  # a kill cut it
     assert train(folder, output, "--steps=7") == 0
     check_equal(output, uninterrupted)
 
@@ -176,7 +177,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_save(
 
     def failing(state, *rest):
         broken = jax.tree.map(lambda a: a.at[(0,) * a.ndim].set(np.nan), state.params)
-        bad = state._replace(params=broken) if int(state.step) == 4 else state
+        bad = state._replace(params=broken) if int(state.step) == 5 else state
         return real(bad, *rest)
 
     monkeypatch.setattr(step, "jitted_train_step", lambda: failing)
@@ -184,11 +185,11 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_save(
     assert train(folder, output, "--steps=7") == command.EXIT_DIVERGED
     message = capsys.readouterr().err
     assert (
-        "not finite at step 4; step 3 is saved; try a smaller --learning_rate"
+        "not finite at step 5; step 4 is saved; try a smaller --learning_rate"
         in message
     )
     assert message.count("\n") == 1
-    assert max(n["step"] for n in log(output) if "validation_loss" in n) == 3
+    assert max(n["step"] for n in log(output) if "validation_loss" in n) == 4
     assert all(np.isfinite(leaf).all() for leaf in weights(output))
 
 
@@ -260,7 +261,8 @@ def test_a_full_disk_is_said(folder, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-    assert train(folder, tmp_path / "x", "--steps=1") == command.EXIT_FILE
+    # Of the name of the others: the card is part of the program.
+    assert train(folder, tmp_path / "mine", "--steps=1") == command.EXIT_FILE
     message = capsys.readouterr().err
     assert "No space left on device" in message
     assert "Traceback" not in message

@@ -61,6 +61,7 @@ def random_params(config):
     return seeded.to_tree(seeded.tensors(seeded.torch_shapes(config)))
 
 
+# "modern" and "early" set every switch both ways.
 @pytest.mark.parametrize(
     "name",
     [

@@ -17,7 +17,7 @@ FLAT = Config(channels=(8,), skips=(0,), input_channels=4, iterations=4)
 def weights_of(config, key, side=16):
     network = dip.Skip(config.channels, config.skips)
     z = jnp.zeros((side, side, config.input_channels))
-    return network, network.init(key, z)["params"]
+    return network, jax.jit(network.init)(key, z)["params"]
 
 
 def test_the_default_has_about_two_million_weights(key):
@@ -87,7 +87,7 @@ def test_the_network_is_pytorchs(key):
         params,
     )
     z = rng.uniform(0, 0.1, (16, 16, 4)).astype(np.float32)
-    x = network.apply({"params": params}, z)
+    x = jax.jit(network.apply)({"params": params}, z)
     expected = torch_skip(params, z, TINY.channels, TINY.skips)
     # float32; normalisation magnifies the roundings of small differences of z
     np.testing.assert_allclose(x, expected, atol=1e-4)
@@ -112,7 +112,7 @@ def loop(y, key, config):
     z_key, theta_key, jitter_key = jax.random.split(key, 3)
     shape = (*y.shape[:2], config.input_channels)
     z = 0.1 * jax.random.uniform(z_key, shape)
-    theta = network.init(theta_key, z)
+    theta = jax.jit(network.init)(theta_key, z)
     optimizer = optax.adam(config.learning_rate)
     opt_state = optimizer.init(theta)
 
@@ -124,6 +124,11 @@ def loop(y, key, config):
 
         return jax.value_and_grad(energy, has_aux=True)(theta)
 
+    @jax.jit
+    def update(theta, gradient, opt_state):
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        return optax.apply_updates(theta, updates), opt_state
+
     last_theta, last_psnr, mean, falls = None, None, None, 0
     for k in range(config.iterations):
         noise = jax.random.normal(jax.random.fold_in(jitter_key, k), shape)
@@ -134,8 +139,7 @@ def loop(y, key, config):
             theta, falls = last_theta, falls + 1
         else:
             last_theta, last_psnr = theta, psnr
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        theta = optax.apply_updates(theta, updates)
+        theta, opt_state = update(theta, gradient, opt_state)
     return mean, falls
 
 
