@@ -7,6 +7,7 @@ are those of the first picture and seed; the text counts all of them.
 import importlib
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,9 @@ SHOWN = {
     "fig5": "structured degradations",
     "fig7": "unstructured degradations",
 }
-BOTH = ("diip-paper", "diip")  # methods that these compare
+COMPARED = ("fig5", "fig7")  # show all methods, the others two
+BOTH = ("diip-paper", "diip")  # methods of all these figures
+COLUMNS, LETTERS = 8, 18  # of a comparison; of a line of its titles
 
 
 # The claims.
@@ -50,6 +53,10 @@ FLAT = 1e-6  # less than any variance of 8 bits, so that a flat image is no erro
 SHORT = (
     f"- A run cannot tell if its PSNR has not fallen by {MARGIN:g} dB since the "
     "maximum, and did not go on after it for as long again: it may be too short."
+)
+LEFT_OUT = (
+    "- Shown are the first picture and seed; methods are left out whose cells of the "
+    "table are not there."
 )
 ARRIVED = (
     "- But whether there is a clean and sharp iterate it can tell if its last one is "
@@ -487,19 +494,26 @@ def grids(
 ) -> list[Path]:
     """Draw Figs. 2, 5 and 7, pictures before and after; as `fig3`.
 
-    The restored pictures are those of the cells of Tables 4 and 5; cells that are not
-    there are computed.
+    The restored pictures are those of the cells of Tables 4 and 5. Of both restorations
+    by this package, cells that are not there are computed.
 
     Raises:
         CellsError: the file of cells holds something else.
+        ImageError: a restored picture is not there, or cannot be read.
     """
     check_installed()
     files, top = [], tables.head(options, prior, len(images))
     for name, chosen in GRIDS.items():
         found = cells_of(name, chosen, prior, images, output, options)
         pairs, failed = restored(found, images, output)
-        picture = before_and_after({task: own[0] for task, own in pairs.items()})
         text = [gains_text(task, own) for task, own in pairs.items()]
+        if name in COMPARED:
+            text.append(LEFT_OUT)
+            picture = comparison(
+                [compared(t, prior, images[0], output, options) for t in chosen]
+            )
+        else:
+            picture = before_and_after({task: own[0] for task, own in pairs.items()})
         files += written(output, name, SHOWN[name], top, picture, text + failed)
     return files
 
@@ -579,6 +593,54 @@ def before_and_after(found: Mapping[str, Pair]) -> bytes:
             for name, image in named.items()
         ]
         show(axes, [*panels, ("clean\n", clean)])
+    return png(figure)
+
+
+def compared(
+    task: str, prior: Prior, picture: Image, output: Path, options: Options
+) -> list[tuple[str, np.ndarray]]:
+    """Return titled pictures: y, what each method made of it, and the clean one.
+
+    A method whose cell is not there is left out.
+
+    Args:
+        task: its name.
+        prior: the frozen model.
+        picture: name and clean picture.
+        output: folder of the cells.
+        options: how the figure is to be made; the first seed is shown.
+    """
+    setting = methods.Setting(task, len(picture[1]), options.quick)
+    present, _ = methods.available(methods.METHODS, [setting])
+    plan = run.Plan(
+        tasks={task: methods.pose(task)},
+        methods={name: made for name, made in present.items() if name != "input"},
+        images=[picture],
+        seeds=options.seeds[:1],
+        quick=options.quick,
+    )
+    subject = traces.task(task)(picture, options.seeds[0])
+    psnr = metrics.psnr(subject.clean, subject.degraded)
+    panels = [(f"{task}\n{psnr:.1f} dB", subject.degraded)]
+    for cell in Store(output).chosen([work.name for work in run.works(prior, plan)]):
+        if cell.picture is not None:
+            title = textwrap.fill(methods.METHODS[cell.name.method].title, LETTERS)
+            image = images.read(output / cell.picture).rgb
+            panels.append((f"{title}\n{cell.psnr:.1f} dB", image))
+    return [*panels, ("clean\n", subject.clean)]
+
+
+def comparison(found: Sequence[Sequence[tuple[str, np.ndarray]]]) -> bytes:
+    """Return titled pictures as PNG; each task begins a row."""
+    rows = [
+        panels[first : first + COLUMNS]
+        for panels in found
+        for first in range(0, len(panels), COLUMNS)
+    ]
+    figure = blank(1.25 * COLUMNS, 1.75 * len(rows))
+    grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        show(axes, row)
     return png(figure)
 
 

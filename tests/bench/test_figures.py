@@ -1,5 +1,6 @@
 """Claims on runs whose answer is known; figures that a reader of PNG can open."""
 
+import io
 import re
 import sys
 
@@ -321,6 +322,39 @@ def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
         y = pair.subject.degraded
         np.testing.assert_allclose(pair.default, y, atol=0.51 / 255)  # 8 bits
         np.testing.assert_allclose(pair.paper, (y + 0.5) / 2, atol=0.51 / 255)
+
+
+def test_a_comparison_shows_the_methods_that_have_cells(
+    tiny_prior, tmp_path, monkeypatch
+):
+    names = ["input", "paper", "a method of a long name", "other"]
+    found = {name: method(name, []) for name in names}
+    nothing = reference.PerceptualMetric("alex", None, "not asked for")
+    monkeypatch.setattr(methods, "METHODS", found)
+    monkeypatch.setattr(methods, "pose", pose)
+    monkeypatch.setattr(reference, "perceptual_metric", lambda _: nothing)
+    monkeypatch.setattr(figures, "BOTH", ("input", *names[1:3]))  # computes these
+    options, task = Options("bench x", seeds=(0, 1)), "denoise"
+    figures.cells_of("fig5", (task,), tiny_prior, IMAGES, tmp_path, options)
+    panels = figures.compared(task, tiny_prior, IMAGES[1], tmp_path, options)
+    titles = [title.rsplit("\n", 1)[0] for title, _ in panels]
+    # y is the row "input"; nothing was computed of the last method.
+    assert titles == [task, "paper", "a method of a long\nname", "clean"]
+    y, paper, other, clean = (
+        image if image.dtype != np.uint8 else image / 255 for _, image in panels
+    )
+    np.testing.assert_array_equal(clean, IMAGES[1][1])
+    np.testing.assert_array_equal(y, traces.task(task)(IMAGES[1], 0).degraded)
+    np.testing.assert_allclose(other, y, atol=0.51 / 255)  # 8 bits
+    np.testing.assert_allclose(paper, (y + 0.5) / 2, atol=0.51 / 255)
+
+
+def test_a_task_of_a_comparison_begins_a_row():
+    panels = [("x", np.full((8, 8, 3), 0.2))] * (figures.COLUMNS + 1)
+    content = figures.comparison([panels, panels[:2]])
+    with Image.open(io.BytesIO(content)) as image:
+        # Three rows of 1.75 inches by eight columns of 1.25
+        assert image.size == (8 * 1.25 * 150, int(3 * 1.75 * 150))
 
 
 def test_a_cell_that_failed_is_told_and_not_shown():

@@ -93,6 +93,30 @@ def test_the_network_is_pytorchs(key):
     np.testing.assert_allclose(x, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 12), (10, 7)])  # with a rest of 1, and without
+def test_convolution_and_gradient_are_xlas(size, stride, shape):
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def plain(x, kernel):
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=axes
+        )
+
+    x, kernel = draw(2, *shape, 5), draw(size, size, 5, 4)
+    expected, pull = jax.vjp(plain, x, kernel)
+    g = draw(*expected.shape)
+    ours, pull_ours = jax.vjp(lambda *a: dip.convolve(*a, stride), x, kernel)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)  # float32 sums of 45 terms
+    for mine, theirs in zip(pull_ours(g), pull(g), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=5e-5)  # of up to 216
+
+
 def test_weights_start_as_pytorchs(key):
     """Uniform within 1 / sqrt(fan-in), the biases too."""
     _, params = weights_of(Config(channels=(64,), skips=(0,)), key)
