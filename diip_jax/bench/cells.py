@@ -37,7 +37,7 @@ class Name(NamedTuple):
         image: name of the picture.
         digest: digest of the picture.
         seed: of the damage and of the method's noise.
-        settings: digest of the method's and of the task's settings.
+        settings: digest of the method's settings for the task, and of the version.
     """
 
     prior: str

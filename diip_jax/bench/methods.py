@@ -26,7 +26,14 @@ LINEAR = (*DENOISING, "sr4", "sr8", "gaussian_blur", "motion_blur")
 SIDE = 256  # pixels, of the pictures that the paper's learning rate is for
 # Of the paper's method where minutes must do: fewer steps, and a stop that comes sooner
 # than after its k_min of 100 iterations.
-QUICK = PAPER.replace(num_steps=3, k_min=15, max_iterations=30)
+QUICKLY = MappingProxyType({"num_steps": 3, "k_min": 15, "max_iterations": 30})
+QUICK = PAPER.replace(**QUICKLY)
+# Of Algorithm 1 at the size of the bundled priors, tuned with `GRID`; docs/bench.md.
+SMALL_SIDE = 64
+SMALL = MappingProxyType({"num_steps": 3, "learning_rate": 0.05})
+GRID = MappingProxyType(
+    {"num_steps": (3, 10), "learning_rate": (0.006, 0.02, 0.05, 0.1)}
+)
 PATIENCE = 100  # iterations without a better one, after which none is expected
 Knowledge = Literal["nothing", "its form", "all"]
 TITLES: Mapping[str, str] = {
@@ -155,25 +162,52 @@ def diip_with(config: DIIPConfig, quick: DIIPConfig | None = None) -> Make:
     return make
 
 
-def rescaled(config: DIIPConfig, side: int) -> DIIPConfig:
-    """Return settings whose learning rate suits pictures of another size.
+def for_side(config: DIIPConfig, side: int) -> DIIPConfig:
+    """Return settings that suit pictures of another size.
 
-    A step of Adam moves each pixel of z by up to the learning rate, and the mean of z,
-    in units of its own deviation, by that times the side. So the rate is in inverse
-    proportion to the side, for the same progress of what is large (inferred: the paper
-    has one size).
+    The paper has one size and one learning rate, and does not say how many steps g has.
+    For small pictures both are tuned (`SMALL`). For others the rate is in inverse
+    proportion to the side (inferred): a step of Adam moves the mean of z, in units of
+    its own deviation, by the rate times the side.
 
     Args:
         config: the settings, for pictures of 256x256 pixels.
         side: of the pictures in pixels.
     """
+    if side <= SMALL_SIDE:
+        return config.replace(**SMALL)
     return config.replace(learning_rate=config.learning_rate * SIDE / side)
 
 
-def make_rescaled(setting: Setting) -> Ready | None:
-    """Return the paper's method at the learning rate for the size of the pictures."""
-    config, quick = (rescaled(c, setting.side) for c in (PAPER, QUICK))
-    return diip_with(config, quick)(setting)
+class Adapted(NamedTuple):
+    """Makes Algorithm 1 with settings for the size of the pictures.
+
+    Attributes:
+        quick: changes of its settings where minutes must do.
+        changes: of its settings, whatever the task.
+    """
+
+    quick: Mapping[str, Any] = QUICKLY
+    changes: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def settings(self) -> type:
+        """The class of its settings."""
+        return DIIPConfig
+
+    @property
+    def grid(self) -> Mapping[str, Sequence[Any]]:
+        """The values that `bench.tune` tries."""
+        return GRID
+
+    def config(self, setting: Setting) -> DIIPConfig:
+        """Return its settings."""
+        quick = self.quick if setting.quick else {}
+        return for_side(PAPER, setting.side).replace(**{**quick, **self.changes})
+
+    def __call__(self, setting: Setting) -> Ready | None:
+        """Make it ready for a task."""
+        return diip_with(self.config(setting))(setting)
 
 
 def work(config: DIIPConfig, num_iterations: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -194,8 +228,8 @@ def work(config: DIIPConfig, num_iterations: jax.Array) -> tuple[jax.Array, jax.
 
 
 def make_oracle(setting: Setting) -> Ready:
-    """Return the run of `make_rescaled` with the stop at the best PSNR."""
-    config = rescaled(QUICK if setting.quick else PAPER, setting.side)
+    """Return the run of `Adapted` with the stop at the best PSNR."""
+    config = Adapted().config(setting)
 
     def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
         return best_iterate(prior, problem, key, config)
@@ -311,6 +345,16 @@ class Baseline(NamedTuple):
         """The module, imported."""
         return importlib.import_module(f"{BASELINES}.{self.name}")
 
+    @property
+    def settings(self) -> type:
+        """The class of its settings."""
+        return self.module.Config
+
+    @property
+    def grid(self) -> Mapping[str, Sequence[Any]]:
+        """The values that `bench.tune` tries."""
+        return self.module.GRID
+
     def __call__(self, setting: Setting) -> Ready | None:
         """Make it ready for a task."""
         module = self.module
@@ -395,19 +439,19 @@ METHODS: dict[str, Method] = {
     "diip-paper": Method(
         "DIIP, paper", diip_with(PAPER, QUICK), evaluations=1200, gradients=1200
     ),
-    "diip-rescaled": Method(
-        "DIIP, paper, rate for this size",
-        make_rescaled,
-        evaluations=1200,
-        gradients=1200,
+    "diip-adapted": Method(
+        "DIIP, paper, adapted to this size",
+        Adapted(),
+        evaluations=300,
+        gradients=300,
     ),
     "diip": Method("DIIP, default", diip_with(DEFAULT), evaluations=21, gradients=16),
     "diip-oracle": Method(
-        "DIIP, rate for this size, best iterate",
+        "DIIP, adapted to this size, best iterate",
         make_oracle,
         is_oracle=True,
-        evaluations=2200,
-        gradients=2200,
+        evaluations=900,
+        gradients=900,
     ),
     "ddrm": Method("DDRM", Baseline("ddrm"), knows="all", evaluations=20),
     "ddnm": Method(

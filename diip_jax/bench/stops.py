@@ -513,10 +513,10 @@ def table3(
 def settings(options: Options, prior: Prior) -> DIIPConfig:
     """Return the settings of the runs that tables and figures read.
 
-    The paper's but for the length, at the learning rate for the prior's size.
+    The paper's but for the length, adapted to the prior's size.
     """
     config = traces.QUICK if options.quick else traces.FULL
-    return methods.rescaled(config, prior.card.architecture.image_size)
+    return methods.for_side(config, prior.card.architecture.image_size)
 
 
 def head(options: Options, prior: Prior, num_images: int) -> list[str]:

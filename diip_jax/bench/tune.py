@@ -1,4 +1,4 @@
-"""Settings of compared methods, chosen on development pictures.
+"""Settings of the methods, chosen on development pictures.
 
     python -m diip_jax.bench.tune gdp dps --prior faces64 --images FOLDER --output DIR
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from diip_jax.bench import command, methods, tables
 from diip_jax.bench.cells import Cell
 from diip_jax.bench.command import Setup, UsageError
-from diip_jax.bench.methods import Baseline, Method, Setting
+from diip_jax.bench.methods import Adapted, Baseline, Method, Setting
 from diip_jax.bench.run import Plan
 from diip_jax.bench.tables import Entry, Table
 
@@ -29,7 +29,8 @@ PROGRAM = "python -m diip_jax.bench.tune"
 MOST = 8  # combinations of a method
 COUNT = 5  # pictures by default
 JOINTLY = "all"  # all tasks of a method, in the place of one
-NAMES = [name for name, m in methods.METHODS.items() if isinstance(m.make, Baseline)]
+Make = Baseline | Adapted
+NAMES = [name for name, m in methods.METHODS.items() if isinstance(m.make, Make)]
 
 Settings = Mapping[str, Any]
 Entries = Mapping[tuple[str, str], Entry]
@@ -86,14 +87,14 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     return sum(tune(name, own, setup) for name, own in found.items())
 
 
-def baseline(name: str) -> Baseline:
+def maker(name: str) -> Make:
     """Return what makes a method, whose settings can be changed.
 
     Args:
         name: one of `NAMES`.
     """
     make = methods.METHODS[name].make
-    assert isinstance(make, Baseline)
+    assert isinstance(make, Make)
     return make
 
 
@@ -107,7 +108,7 @@ def fixed(name: str, texts: Mapping[str, str]) -> Settings:
     Raises:
         UsageError: the method has no such setting, or it takes no such value.
     """
-    config = baseline(name).module.Config
+    config = maker(name).settings
     # The noise is that of each picture, and shapes of networks are no single value.
     usual = {
         field.name: field.default
@@ -136,9 +137,9 @@ def variants(name: str, common: Settings, quick: bool = False) -> dict[str, Meth
         common: settings of all combinations; they leave the grid.
         quick: those that the method changes where minutes must do leave it, too.
     """
-    make, method = baseline(name), methods.METHODS[name]
+    make, method = maker(name), methods.METHODS[name]
     left = {*common, *(make.quick if quick else ())}
-    grid = {k: values for k, values in make.module.GRID.items() if k not in left}
+    grid = {k: values for k, values in make.grid.items() if k not in left}
     found = {}
     for values in itertools.product(*grid.values()):
         changes = {**common, **dict(zip(grid, values, strict=True))}

@@ -3,7 +3,7 @@
 Letters are the paper's: y = A x + sigma_y n; A^+ is the pseudo-inverse. Its simplified
 handling of noise is used: the noise in A^+ y counts as white, and lambda_t and gamma_t
 are numbers. (With a number per singular value the method is DDRM with eta_b = 1.) There
-is no time travel.
+is no time travel: the released settings repeat each step once, which is none.
 """
 
 from collections.abc import Mapping, Sequence
