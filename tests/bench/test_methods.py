@@ -88,6 +88,27 @@ def test_quick_settings_are_other_settings():
     assert quick.settings.num_steps < whole.settings.num_steps
 
 
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        pytest.param(256, {}, id="the paper's size"),
+        pytest.param(128, {"learning_rate": 0.003}, id="twice the rate"),
+        pytest.param(64, methods.SMALL, id="tuned"),
+    ],
+)
+def test_a_size_has_settings_of_its_own(side, expected):
+    assert methods.for_side(PAPER, side) == PAPER.replace(**expected)
+
+
+def test_what_is_tuned_is_of_the_grid_that_it_is_tuned_with():
+    make = METHODS["diip-adapted"].make
+    for name, value in methods.SMALL.items():
+        assert value in make.grid[name]
+    changed = make._replace(changes={"num_steps": 10})
+    quick = changed(Setting("jpeg", 64, quick=True)).settings
+    assert quick == methods.for_side(methods.QUICK, 64).replace(num_steps=10)
+
+
 def test_the_oracle_takes_the_best_iterate_of_the_same_run(toy, problem):
     """Against a plain loop over the steps of `diip.build`."""
     key, config = jax.random.key(0), TOY.replace(k_min=1)
