@@ -182,6 +182,10 @@ def for_side(config: DIIPConfig, side: int) -> DIIPConfig:
 class Adapted(NamedTuple):
     """Makes Algorithm 1 with settings for the size of the pictures.
 
+    Its two signals are read off running averages (`criterion="robust"`): at a rate of
+    use for small pictures the loss rises now and then, and one rise is a stop by the
+    listing.
+
     Attributes:
         quick: changes of its settings where minutes must do.
         changes: of its settings, whatever the task.
@@ -203,7 +207,8 @@ class Adapted(NamedTuple):
     def config(self, setting: Setting) -> DIIPConfig:
         """Return its settings."""
         quick = self.quick if setting.quick else {}
-        return for_side(PAPER, setting.side).replace(**{**quick, **self.changes})
+        config = for_side(PAPER, setting.side).replace(criterion="robust")
+        return config.replace(**{**quick, **self.changes})
 
     def __call__(self, setting: Setting) -> Ready | None:
         """Make it ready for a task."""

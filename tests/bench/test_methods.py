@@ -106,7 +106,8 @@ def test_what_is_tuned_is_of_the_grid_that_it_is_tuned_with():
         assert value in make.grid[name]
     changed = make._replace(changes={"num_steps": 10})
     quick = changed(Setting("jpeg", 64, quick=True)).settings
-    assert quick == methods.for_side(methods.QUICK, 64).replace(num_steps=10)
+    expected = methods.for_side(methods.QUICK, 64)
+    assert quick == expected.replace(num_steps=10, criterion="robust")
 
 
 def test_the_oracle_takes_the_best_iterate_of_the_same_run(toy, problem):

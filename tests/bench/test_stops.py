@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from diip_jax import diip, metrics
-from diip_jax.bench import stops, tables, traces
+from diip_jax.bench import methods, stops, tables, traces
 from diip_jax.bench.run import Options
 from diip_jax.bench.stops import Found, Stop
 from diip_jax.config import PAPER, DIIPConfig
@@ -84,7 +84,7 @@ def test_and_so_it_does_with_a_network(tiny_prior, restore_jit, tmp_path):
     for k_min, epsilon in [(4, 1e-3), (8, 1e-3), (11, 0.0), (11, 0.5)]:
         config = CONFIG.replace(k_min=k_min, epsilon=epsilon)
         answer = restore_jit(tiny_prior, subject.degraded, key, config)
-        stop = stops.paper(k_min, epsilon)(trace)
+        stop = stops.paper(config)(trace)
         assert stop[:2] == (int(answer.iteration), int(answer.num_iterations))
         seen.add(stop)
     assert len(seen) > 2  # they do not all stop at the same place
@@ -306,14 +306,12 @@ def test_tables(tiny_prior, tmp_path, made_up_runs, name):
 def test_tables_hold_the_papers_numbers():
     """Read once more from the paper's Tables 1 to 3."""
     k_min = stops.ablation_k_min(traces.FULL)
-    assert [*k_min.rules] == ["k_min = 50", "k_min = 100", "k_min = 150"]
+    names = ["k_min = 50", "k_min = 100", "k_min = 150"]
+    assert [*k_min.rules] == [*names, *(f"{n}, {stops.AVERAGED}" for n in names)]
     assert k_min.published["k_min = 150", "water"] == 23.82
     epsilon = stops.ablation_epsilon(traces.FULL)
-    assert [*epsilon.rules] == [
-        "epsilon = 0.005",
-        "epsilon = 0.001",
-        "epsilon = 0.0005",
-    ]
+    names = ["epsilon = 0.005", "epsilon = 0.001", "epsilon = 0.0005"]
+    assert [*epsilon.rules] == [*names, *(f"{n}, {stops.AVERAGED}" for n in names)]
     assert epsilon.published["epsilon = 0.0005", "jpeg"] == 25.02
     gap = stops.optimal_gap(traces.FULL)
     assert gap.published[stops.OPTIMAL, "denoise"] == 28.63
@@ -322,24 +320,30 @@ def test_tables_hold_the_papers_numbers():
         assert {task for _, task in table.published} == set(table.tasks)
 
 
-def test_the_rules_of_a_table_are_what_their_names_say():
+@pytest.mark.parametrize(
+    ("words", "criterion"), [("", "paper"), (f", {stops.AVERAGED}", "robust")]
+)
+def test_the_rules_of_a_table_are_what_their_names_say(words, criterion):
     trace = runs.random_run(3, 300)
+    config = PAPER.replace(criterion=criterion)
     for k_min in (50, 100, 150):
-        rule = stops.ablation_k_min(traces.FULL).rules[f"k_min = {k_min}"]
-        assert rule(trace) == stops.by_criterion(trace, PAPER.replace(k_min=k_min))
+        rule = stops.ablation_k_min(traces.FULL).rules[f"k_min = {k_min}{words}"]
+        assert rule(trace) == stops.by_criterion(trace, config.replace(k_min=k_min))
     for epsilon in (0.005, 0.001, 0.0005):
-        rule = stops.ablation_epsilon(traces.FULL).rules[f"epsilon = {epsilon:g}"]
-        assert rule(trace) == stops.by_criterion(trace, PAPER.replace(epsilon=epsilon))
+        name = f"epsilon = {epsilon:g}{words}"
+        rule = stops.ablation_epsilon(traces.FULL).rules[name]
+        assert rule(trace) == stops.by_criterion(trace, config.replace(epsilon=epsilon))
 
 
 def test_quick_tables_shrink_k_min_with_the_budget():
     config = stops.settings(Options(quick=True), bench_cells.PRIOR)
     table = stops.ablation_k_min(config)
-    values = [int(name.removeprefix("k_min = ")) for name in table.rules]
+    names = [name for name in table.rules if stops.AVERAGED not in name]
+    values = [int(name.removeprefix("k_min = ")) for name in names]
     assert values == sorted(set(values))
     assert max(values) < config.max_iterations <= 60
     assert not table.published  # the paper has no numbers for these
     whole = stops.settings(Options(), bench_cells.PRIOR)
     assert whole.k_min == PAPER.k_min
-    # 16 pixels: 16 times the rate of 256.
-    assert whole.learning_rate == pytest.approx(16 * PAPER.learning_rate)
+    # The prior has 16 pixels.
+    assert (whole.num_steps, whole.learning_rate) == tuple(methods.SMALL.values())
