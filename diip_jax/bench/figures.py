@@ -146,14 +146,17 @@ class Slope(NamedTuple):
     seen: bool | None
 
 
-def slope(losses: np.ndarray, psnrs: np.ndarray) -> Slope:
+def slope(losses: np.ndarray, psnrs: np.ndarray, first: int = 1) -> Slope:
     """Compare the minimum of the slope with the maximum of the PSNR.
 
     Args:
         losses: E(z^k; y), (K,).
         psnrs: of the iterates, in dB, (K,).
+        first: iteration where the minimum may be, at least 1. In those before it the
+            loss can rise, whatever the image is like.
     """
-    smallest = 1 + int(np.nanargmin(running_median(decreases(losses)[1:])))
+    smooth = running_median(decreases(losses)[1:])
+    smallest = first + int(np.nanargmin(smooth[first - 1 :]))
     best, _, _, has_maximum = regimes(psnrs)
     near = abs(smallest - best) <= max(NEAR * best, NEAREST)
     return Slope(smallest, best, near if has_maximum else None)
@@ -391,19 +394,21 @@ def fig4(
     check_installed()
     observers = {f"sigma = {level:g}": noisy(level) for level in LEVELS}
     found = runs("fig4", observers, prior, images, output, options)
-    picture = slopes({label: own[0] for label, own in found.items()})
-    text = [slope_text(label, own) for label, own in found.items()] + [SHORT]
+    k_min = int(stops.settings(options, prior).k_min)
+    first = max(round(stopping.WARM_UP * k_min), 1)  # as for `criterion="robust"`
+    picture = slopes({label: own[0] for label, own in found.items()}, first)
+    text = [slope_text(label, own, first) for label, own in found.items()] + [SHORT]
     claim = "the slope is smallest where the PSNR is highest"
     top = stops.head(options, prior, len(images))
     return written(output, "fig4", claim, top, picture, text)
 
 
-def slopes(found: Mapping[str, Trace]) -> bytes:
+def slopes(found: Mapping[str, Trace], first: int = 1) -> bytes:
     """Return Fig. 4 as PNG: the normalised decrease, and the PSNR."""
     figure = blank(10, 4)
     left, right = figure.subplots(1, 2)
     for label, trace in found.items():
-        smallest, best, _ = slope(trace.losses, trace.psnrs)
+        smallest, best, _ = slope(trace.losses, trace.psnrs, first)
         decrease = np.full(len(trace.losses), np.nan)
         decrease[1:] = running_median(decreases(trace.losses)[1:])
         marked = {"marker": "o", "markersize": 5, "linewidth": 1.2}
@@ -416,15 +421,16 @@ def slopes(found: Mapping[str, Trace]) -> bytes:
     return png(figure)
 
 
-def slope_text(label: str, found: Sequence[Trace]) -> str:
+def slope_text(label: str, found: Sequence[Trace], first: int = 1) -> str:
     """Return the sentence on slope and PSNR at a level of noise."""
-    seen = [slope(trace.losses, trace.psnrs) for trace in found]
+    seen = [slope(trace.losses, trace.psnrs, first) for trace in found]
     distances = [s.smallest - s.best for s in seen]
     return (
         f"- {label}: the minimum of the slope at the maximum of the PSNR "
         f"{verdict([s.seen for s in seen])}: PSNR is highest at iteration "
-        f"{span([s.best for s in seen])}, the slope is smallest {span(distances)} "
-        f"iterations after it ({NEAR:.0%} of the former, or {NEAREST}, are allowed)."
+        f"{span([s.best for s in seen])}, the slope from iteration {first} on is "
+        f"smallest {span(distances)} iterations after it ({NEAR:.0%} of the former, or "
+        f"{NEAREST}, are allowed)."
     )
 
 

@@ -85,6 +85,14 @@ def test_the_slope_is_smallest_at_the_best_image(smallest, best, seen):
     assert found.seen is seen
 
 
+def test_the_slope_of_the_transient_is_not_asked():
+    losses = falling(100)
+    losses[:6] = losses[6] * 0.9  # rises once
+    assert figures.slope(losses, hill(100, 8, 4)).smallest < 12
+    found = figures.slope(losses, hill(100, 8, 4), first=50)
+    assert abs(found.smallest - 100) <= 4  # half a window of the median
+
+
 def test_without_a_maximum_inside_the_slope_tells_nothing():
     assert figures.slope(falling(299), hill(299, 8, 0)).seen is None
 
