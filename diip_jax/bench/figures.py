@@ -39,7 +39,7 @@ SHOWN = {
     "fig7": "unstructured degradations",
 }
 COMPARED = ("fig5", "fig7")  # show all methods, the others two
-BOTH = ("diip-paper", "diip")  # methods of all these figures
+BOTH = ("diip-adapted", "diip")  # methods of all these figures
 COLUMNS, LETTERS = 8, 18  # of a comparison; of a line of its titles
 
 
@@ -491,7 +491,7 @@ class Pair(NamedTuple):
     """A subject restored in both ways, each (H, W, 3) in [0, 1]."""
 
     subject: Subject
-    paper: np.ndarray
+    adapted: np.ndarray
     default: np.ndarray
 
 
@@ -592,7 +592,7 @@ def before_and_after(found: Mapping[str, Pair]) -> bytes:
         show(axes, [])
     for axes, (task, pair) in zip(grid, found.items(), strict=False):
         clean = pair.subject.clean
-        named = {task: pair.subject.degraded, "DIIP, paper": pair.paper}
+        named = {task: pair.subject.degraded, "DIIP, adapted": pair.adapted}
         named |= {"DIIP, default": pair.default}
         panels = [
             (f"{name}\n{metrics.psnr(clean, image):.1f} dB", image)
@@ -653,7 +653,7 @@ def comparison(found: Sequence[Sequence[tuple[str, np.ndarray]]]) -> bytes:
 def gains_text(task: str, found: Sequence[Pair]) -> str:
     """Return the sentence on what both restorations gain on a task."""
     parts = []
-    for title in ("paper", "default"):
+    for title in ("adapted", "default"):
         gains = [gain(pair.subject, getattr(pair, title)) for pair in found]
         better = sum(g > 0 for g in gains)
         parts.append(

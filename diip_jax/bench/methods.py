@@ -437,7 +437,7 @@ METHODS: dict[str, Method] = {
         evaluations=1000,
         gradients=1000,
     ),
-    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=270),
+    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=110),
     "dreamclean": Method(
         "DreamClean", Baseline("dreamclean", quick={"n": 10}), evaluations=90
     ),
@@ -455,8 +455,8 @@ METHODS: dict[str, Method] = {
         "DIIP, adapted to this size, best iterate",
         make_oracle,
         is_oracle=True,
-        evaluations=900,
-        gradients=900,
+        evaluations=2500,
+        gradients=2500,
     ),
     "ddrm": Method("DDRM", Baseline("ddrm"), knows="all", evaluations=20),
     "ddnm": Method(

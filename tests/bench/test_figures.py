@@ -288,12 +288,12 @@ def pose(task):
 
 
 def method(title, seen):
-    """Return a method that gives y back, half as far from grey if it is the paper's."""
+    """Return a method that gives y back, the adapted one half as far from grey."""
 
     def restore(prior, problem, key):
         seen.append(title)
         image = np.asarray(problem.y)
-        image = (image + 0.5) / 2 if title == "paper" else image
+        image = (image + 0.5) / 2 if title == "adapted" else image
         return Restored(image, np.int32(0), np.int32(0))
 
     return Method(title, lambda _: Ready(restore, title, is_compiled=False))
@@ -301,7 +301,7 @@ def method(title, seen):
 
 def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
     seen = []
-    both = {"diip-paper": method("paper", seen), "diip": method("default", seen)}
+    both = {"diip-adapted": method("adapted", seen), "diip": method("default", seen)}
     nothing = reference.PerceptualMetric("alex", None, "not asked for")
     monkeypatch.setattr(methods, "METHODS", both)
     monkeypatch.setattr(methods, "pose", pose)
@@ -313,7 +313,7 @@ def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
     denoise = re.search("- denoise: (.*)", content)[1]
     # To the rounding of the stored picture, nothing is gained by giving y back.
     assert re.search(r"default, .*, by -?0.0 \(-?0.0 to -?0.0\) dB", denoise)
-    assert "DIIP, paper, is better than y in " in denoise
+    assert "DIIP, adapted, is better than y in " in denoise
 
     def found():
         return figures.cells_of(
@@ -329,13 +329,13 @@ def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
     for pair in pairs["jpeg"]:
         y = pair.subject.degraded
         np.testing.assert_allclose(pair.default, y, atol=0.51 / 255)  # 8 bits
-        np.testing.assert_allclose(pair.paper, (y + 0.5) / 2, atol=0.51 / 255)
+        np.testing.assert_allclose(pair.adapted, (y + 0.5) / 2, atol=0.51 / 255)
 
 
 def test_a_comparison_shows_the_methods_that_have_cells(
     tiny_prior, tmp_path, monkeypatch
 ):
-    names = ["input", "paper", "a method of a long name", "other"]
+    names = ["input", "adapted", "a method of a long name", "other"]
     found = {name: method(name, []) for name in names}
     nothing = reference.PerceptualMetric("alex", None, "not asked for")
     monkeypatch.setattr(methods, "METHODS", found)
@@ -347,14 +347,14 @@ def test_a_comparison_shows_the_methods_that_have_cells(
     panels = figures.compared(task, tiny_prior, IMAGES[1], tmp_path, options)
     titles = [title.rsplit("\n", 1)[0] for title, _ in panels]
     # y is the row "input"; nothing was computed of the last method.
-    assert titles == [task, "paper", "a method of a long\nname", "clean"]
-    y, paper, other, clean = (
+    assert titles == [task, "adapted", "a method of a long\nname", "clean"]
+    y, adapted, other, clean = (
         image if image.dtype != np.uint8 else image / 255 for _, image in panels
     )
     np.testing.assert_array_equal(clean, IMAGES[1][1])
     np.testing.assert_array_equal(y, traces.task(task)(IMAGES[1], 0).degraded)
     np.testing.assert_allclose(other, y, atol=0.51 / 255)  # 8 bits
-    np.testing.assert_allclose(paper, (y + 0.5) / 2, atol=0.51 / 255)
+    np.testing.assert_allclose(adapted, (y + 0.5) / 2, atol=0.51 / 255)
 
 
 def test_a_task_of_a_comparison_begins_a_row():
@@ -373,7 +373,7 @@ def test_a_cell_that_failed_is_told_and_not_shown():
     cells = [Cell(names[0], error="ValueError: no"), Cell(names[1], error="no again")]
     pairs, failed = figures.restored(cells, IMAGES, None)
     assert not pairs
-    assert failed[0] == "- failed: diip-paper on denoise: ValueError: no"
+    assert failed[0] == "- failed: diip-adapted on denoise: ValueError: no"
     figures.before_and_after(pairs)  # nothing to show is no error
 
 
