@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--methods", type=command.names, help="rows, as A,B; all that are installed"
     )
+    result.add_argument(
+        "--pictures",
+        action="store_true",
+        help="compute cells again whose restored pictures are not there",
+    )
     return result
 
 
@@ -129,6 +134,7 @@ def _plan(name: str, table: Table, setup: Setup) -> tuple[Plan, list[str]]:
         quick=quick,
         context=("times", tables.machine()) if are_times else None,
         by_image=are_times,
+        needs_pictures=setup.given.pictures,
     )
     return plan, left_out
 

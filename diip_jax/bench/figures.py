@@ -55,8 +55,8 @@ SHORT = (
     "maximum, and did not go on after it for as long again: it may be too short."
 )
 LEFT_OUT = (
-    "- Shown are the first picture and seed; methods are left out whose cells of the "
-    "table are not there."
+    "- Shown are the first picture and seed; methods are left out whose pictures are "
+    "not there (`table4 table5 --pictures` makes them)."
 )
 ARRIVED = (
     "- But whether there is a clean and sharp iterate it can tell if its last one is "
@@ -501,11 +501,11 @@ def grids(
     """Draw Figs. 2, 5 and 7, pictures before and after; as `fig3`.
 
     The restored pictures are those of the cells of Tables 4 and 5. Of both restorations
-    by this package, cells that are not there are computed.
+    by this package, those that are not there are computed.
 
     Raises:
         CellsError: the file of cells holds something else.
-        ImageError: a restored picture is not there, or cannot be read.
+        ImageError: a restored picture cannot be read.
     """
     check_installed()
     files, top = [], tables.head(options, prior, len(images))
@@ -548,6 +548,7 @@ def cells_of(
         images=pictures,
         seeds=options.seeds,
         quick=options.quick,
+        needs_pictures=True,
     )
     store = Store(output)
     perceptual = reference.perceptual_metric("alex")
@@ -607,7 +608,7 @@ def compared(
 ) -> list[tuple[str, np.ndarray]]:
     """Return titled pictures: y, what each method made of it, and the clean one.
 
-    A method whose cell is not there is left out.
+    A method whose cell or picture is not there is left out.
 
     Args:
         task: its name.
@@ -624,12 +625,14 @@ def compared(
         images=[picture],
         seeds=options.seeds[:1],
         quick=options.quick,
+        needs_pictures=True,
     )
     subject = traces.task(task)(picture, options.seeds[0])
     psnr = metrics.psnr(subject.clean, subject.degraded)
     panels = [(f"{task}\n{psnr:.1f} dB", subject.degraded)]
-    for cell in Store(output).chosen([work.name for work in run.works(prior, plan)]):
-        if cell.picture is not None:
+    store = Store(output)
+    for cell in store.chosen([work.name for work in run.works(prior, plan)]):
+        if cell.picture is not None and run.is_there(plan, store, cell.name):
             title = textwrap.fill(methods.METHODS[cell.name.method].title, LETTERS)
             image = images.read(output / cell.picture).rgb
             panels.append((f"{title}\n{cell.psnr:.1f} dB", image))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diip_jax import canvas, degradations, images, storage
+from diip_jax import canvas, degradations, entries, images, storage
 from diip_jax.bench import cells, methods
 from diip_jax.bench.baselines.restored import Restored
 from diip_jax.bench.cells import Cell, Name, Store
@@ -71,6 +71,7 @@ class Plan(NamedTuple):
         context: what else a result depends on, to be printed.
         by_image: one method after another on each picture, for times to compare; by
             default one picture after another in each method.
+        needs_pictures: a cell whose restored picture is not there is computed again.
     """
 
     tasks: Mapping[str, Pose]
@@ -80,6 +81,7 @@ class Plan(NamedTuple):
     quick: bool = False
     context: Any = None
     by_image: bool = False
+    needs_pictures: bool = False
 
     def setting(self, task: str) -> Setting:
         """Return what the settings of methods depend on."""
@@ -204,7 +206,7 @@ def run(
         what: for the progress.
     """
     everything = list(works(prior, plan))
-    missing = [work for work in everything if store.find(work.name) is None]
+    missing = [work for work in everything if not is_there(plan, store, work.name)]
     errors = {}
     laboratory = Laboratory(prior, plan, store.folder, perceptual)
     for work in options.progress(missing, what):
@@ -213,6 +215,22 @@ def run(
             errors[cell.name.method, cell.name.task] = cell.error
         store.add(cell)
     return Tally([work.name for work in everything], len(missing), errors)
+
+
+def is_there(plan: Plan, store: Store, name: Name) -> bool:
+    """Tell whether nothing is left to compute of a cell.
+
+    Args:
+        plan: what is asked for.
+        store: what is there.
+        name: of the cell.
+    """
+    cell = store.find(name)
+    if cell is None or not plan.needs_pictures:
+        return cell is not None
+    return (
+        cell.picture is not None and entries.kind(store.folder / cell.picture) == "file"
+    )
 
 
 class Speed(NamedTuple):
@@ -258,7 +276,7 @@ def forecast(prior: Prior, plan: Plan, store: Store, speed: Speed | None) -> str
         speed: of the network; None leaves out how long it takes.
     """
     everything = list(works(prior, plan))
-    missing = [work for work in everything if store.find(work.name) is None]
+    missing = [work for work in everything if not is_there(plan, store, work.name)]
     counts = f"{len(plan.images)} pictures, {len(plan.methods)} methods, "
     counts += f"{len(plan.tasks)} tasks, {len(plan.seeds)} seeds: {len(missing)} cells "
     counts += f"to compute, {len(everything) - len(missing)} there"

@@ -56,6 +56,20 @@ def test_what_is_there_is_not_computed_again(tmp_path):
         assert fake.compute(tmp_path, changed)[1].num_computed == 1
 
 
+def test_a_picture_that_is_gone_is_made_again_where_it_is_needed(tmp_path):
+    plan = fake.plan({"a": fake.method(jittered)})
+    store, tally = fake.compute(tmp_path, plan)
+    first, second = store.chosen(tally.names)
+    gone = tmp_path / first.picture
+    before = gone.read_bytes()
+    gone.unlink()
+    assert fake.compute(tmp_path, plan)[1].num_computed == 0  # for tables
+    plan = plan._replace(needs_pictures=True)
+    assert fake.compute(tmp_path, plan)[1].num_computed == 1
+    assert gone.read_bytes() == before
+    assert fake.compute(tmp_path, plan)[1].num_computed == 0
+
+
 def test_results_do_not_depend_on_the_order_of_work(tmp_path):
     methods = {n: fake.method(jittered, settings=n) for n in "abc"}
     plan = fake.plan(methods, 2, seeds=(0, 1))
