@@ -332,12 +332,7 @@ def strips(found: Mapping[str, tuple[Fit, Trace]]) -> bytes:
         for label, both in found.items()
         for name, run in zip(("DIP", "prior"), both, strict=True)
     ]
-    columns = max(len(row) for row in rows)
-    figure = blank(1.25 * columns, 1.6 * len(rows))
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, row in zip(grid, rows, strict=True):
-        show(axes, row)
-    return png(figure)
+    return in_rows(rows, max(len(row) for row in rows), height=1.6)
 
 
 def panels(label: str, run: Trace | Fit) -> list[tuple[str, np.ndarray]]:
@@ -403,7 +398,7 @@ def fig4(
     return written(output, "fig4", claim, top, picture, text)
 
 
-def slopes(found: Mapping[str, Trace], first: int = 1) -> bytes:
+def slopes(found: Mapping[str, Trace], first: int) -> bytes:
     """Return Fig. 4 as PNG: the normalised decrease, and the PSNR."""
     figure = blank(10, 4)
     left, right = figure.subplots(1, 2)
@@ -621,7 +616,7 @@ def compared(
     present, _ = methods.available(methods.METHODS, [setting])
     plan = run.Plan(
         tasks={task: methods.pose(task)},
-        methods={name: made for name, made in present.items() if name != "input"},
+        methods={n: m for n, m in present.items() if n not in tables.TRIVIAL},
         images=[picture],
         seeds=options.seeds[:1],
         quick=options.quick,
@@ -646,11 +641,7 @@ def comparison(found: Sequence[Sequence[tuple[str, np.ndarray]]]) -> bytes:
         for panels in found
         for first in range(0, len(panels), COLUMNS)
     ]
-    figure = blank(1.25 * COLUMNS, 1.75 * len(rows))
-    grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
-    for axes, row in zip(grid, rows, strict=True):
-        show(axes, row)
-    return png(figure)
+    return in_rows(rows, COLUMNS, height=1.75)
 
 
 def gains_text(task: str, found: Sequence[Pair]) -> str:
@@ -719,6 +710,23 @@ def blank(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def in_rows(
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]], columns: int, height: float
+) -> bytes:
+    """Return rows of titled pictures as PNG.
+
+    Args:
+        rows: of at most so many columns.
+        columns: how many there are.
+        height: of a row in inches.
+    """
+    figure = blank(1.25 * columns, height * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        show(axes, row)
+    return png(figure)
 
 
 def show(axes: Sequence[Any], panels: Sequence[tuple[str, np.ndarray]]) -> None:
