@@ -23,6 +23,8 @@ REFERENCE_LEVEL = 0.08  # where the network is asked what it takes for noise
 CLEAN, COLOURED = 0.55, 0.64  # its answer over that level: clean photos, camera noise
 COLOURED_LEVEL = 0.144  # of a start for the noise of cameras, which is not white
 COLOURED_DEVIATION = 0.04  # of that noise
+PLAIN, WHITE = 0.5, 0.65  # white part of its answer over that level: neither, and white
+HIDDEN_DEVIATION = 0.03  # of white noise that texture hid, as far as it is to be taken
 WHITE_SHARE = 2.0  # times the white noise: what it adds to the answer, at most
 BLOCK_LEVEL = 5.0  # of a start, times the height of JPEG's steps
 BLOCK_DEVIATION = 1.5  # of JPEG's damage, times that height
@@ -59,22 +61,24 @@ def look(prior: Prior, y: jax.Array, config: DIIPConfig) -> Start:
     """
     if config.noise_level is None:
         deviation, blocks = noise.noise_map(y), noise.blockiness(y)
-        coloured = _coloured_share(prior, y, deviation, config)
+        missed, whiteness = _missed(prior, y, deviation, config)
     else:
         deviation = jnp.full((*y.shape[:2], 1), 2 * config.noise_level, jnp.float32)
-        blocks = coloured = jnp.float32(0)
+        blocks = missed = whiteness = jnp.float32(0)
     level = config.start_noise
     if level is None:
-        floor = LEAST_LEVEL + coloured * (COLOURED_LEVEL - LEAST_LEVEL)
+        floor = LEAST_LEVEL + missed * (COLOURED_LEVEL - LEAST_LEVEL)
         white = jnp.quantile(deviation, PERCENTILE)
         level = jnp.maximum(jnp.maximum(white, floor), BLOCK_LEVEL * blocks)
-    others = (COLOURED_DEVIATION * coloured) ** 2 + (BLOCK_DEVIATION * blocks) ** 2
+    coloured = COLOURED_DEVIATION * missed * (1 - whiteness)
+    hidden = HIDDEN_DEVIATION * missed * whiteness
+    white_energy = jnp.maximum(jnp.mean(jnp.square(deviation)), hidden**2)
     first = timestep(prior.card.schedule, level)
     fractions = jnp.arange(config.num_steps, 0, -1, jnp.float32) / config.num_steps
     return Start(
         noise=deviation,
         timesteps=jnp.int32(jnp.round(first * fractions)),
-        energy=jnp.mean(jnp.square(deviation)) + others,
+        energy=white_energy + coloured**2 + (BLOCK_DEVIATION * blocks) ** 2,
     )
 
 
@@ -106,14 +110,15 @@ def timestep(schedule: Schedule, level: jax.Array | float) -> jax.Array:
     return jnp.argmin(jnp.abs(levels - level)).astype(jnp.int32)
 
 
-def _coloured_share(
+def _missed(
     prior: Prior, y: jax.Array, white: jax.Array, config: DIIPConfig
-) -> jax.Array:
-    """Return how surely y has noise that is not white: 0 (no) to 1 (yes).
+) -> tuple[jax.Array, jax.Array]:
+    """Return how surely y has noise that filters missed, and how white that is; 0 to 1.
 
     The noise of a camera went through its demosaicking and looks like texture to any
-    filter. The network knows texture. At a low noise level it takes about half of that
-    level from a clean photo, and more from a noisy one.
+    filter, and strong texture hides white noise. The network knows texture. At a low
+    noise level it takes about half of that level from a clean photo, and more from a
+    noisy one; what it takes where the noise is white is as white.
     """
     at = timestep(prior.card.schedule, REFERENCE_LEVEL)
     once = config.replace(num_steps=1, gradient="frozen")
@@ -123,7 +128,13 @@ def _coloured_share(
     of_white = WHITE_SHARE * jnp.sqrt(jnp.mean(jnp.square(white)))
     answer = jnp.square(noise.floor_of(taken)) - jnp.square(of_white)
     ratio = jnp.sqrt(jnp.maximum(answer, 0)) / REFERENCE_LEVEL
-    return jnp.clip((ratio - CLEAN) / (COLOURED - CLEAN), 0, 1)
+    white_ratio = noise.white_noise(taken) / REFERENCE_LEVEL
+    return _ramp(ratio, CLEAN, COLOURED), _ramp(white_ratio, PLAIN, WHITE)
+
+
+def _ramp(x: jax.Array, low: float, high: float) -> jax.Array:
+    """Return 0 below `low`, 1 above `high`, and the line in between."""
+    return jnp.clip((x - low) / (high - low), 0, 1)
 
 
 def _alphas(schedule: Schedule) -> jax.Array:

@@ -78,11 +78,13 @@ def looks():
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(x.shape)
     blurred = sum(np.roll(noise, s, (0, 1)) for s in ((0, 0), (0, 1), (1, 0), (1, 1)))
+    ripples = np.sin(np.arange(64) * np.pi / 3 + 0.3)  # full in the next Haar level
     pictures = {
         "clean": x,
         "white": x + 0.2 * noise,
         "coloured": x + 0.05 * blurred / 2,
         "blocks": np.kron(x[::8, ::8], np.ones((8, 8, 1))),
+        "hidden": x + 0.2 * np.outer(ripples, ripples)[..., None] + 0.04 * noise,
     }
     look = jax.jit(matched.look)
     canvases = {name: jnp.float32(np.clip(p, -1, 1)) for name, p in pictures.items()}
@@ -107,6 +109,15 @@ def test_noise_that_no_filter_sees_is_seen_by_the_network(looks):
     assert jnp.max(looks["coloured"].noise) < 0.02
     assert level_of(looks["coloured"]) > 1.5 * matched.LEAST_LEVEL
     assert jnp.sqrt(looks["coloured"].energy) > 0.02
+
+
+def test_white_noise_that_texture_hides_is_not_counted_twice(looks):
+    """The network finds it, and its energy is not added to what the filter found."""
+    assert jnp.sqrt(jnp.mean(jnp.square(looks["hidden"].noise))) < 0.03
+    assert level_of(looks["hidden"]) == pytest.approx(matched.COLOURED_LEVEL, abs=0.01)
+    found = jnp.sqrt(looks["hidden"].energy)
+    assert found == pytest.approx(matched.HIDDEN_DEVIATION, rel=0.01)
+    assert found < 0.04  # what is there; the picture keeps the difference
 
 
 def test_blocks_are_drowned(looks):
