@@ -291,16 +291,18 @@ def fig3(
         text.append(quality_text(label, fitted[label], own))
     claim = "two regimes, a clean image first, whatever the degradation"
     top = stops.head(options, prior, len(images))
-    top.append(f"- runs of DIP: {config.iterations} iterations each, as in the tables")
+    top.append(f"- runs of DIP: {config.iterations} iterations each")
     return written(output, "fig3", claim, top, picture, [*text, SHORT, ARRIVED])
 
 
 def dip_settings(options: Options, prior: Prior) -> dip.Config:
-    """Return the settings that DIP has in the tables, the same for all tasks."""
+    """Return the settings of DIP, which here goes on to the source's last iteration."""
     side = prior.card.architecture.image_size
     ready = methods.METHODS["dip"].make(methods.Setting(BLURRED, side, options.quick))
     assert ready is not None  # it is for every task
-    return ready.settings
+    if options.quick:
+        return ready.settings
+    return ready.settings.replace(iterations=dip.DEFAULT.iterations)
 
 
 def fits(

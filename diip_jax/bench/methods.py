@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from diip_jax import canvas, diip, matched
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
 from diip_jax.config import DEFAULT, PAPER, DIIPConfig
 from diip_jax.diip import DIIPState
 from diip_jax.prior import Prior
@@ -29,7 +29,6 @@ SIDE = 256  # pixels, of the pictures that the paper's learning rate is for
 QUICKLY = MappingProxyType({"num_steps": 3, "k_min": 15, "max_iterations": 30})
 QUICK = PAPER.replace(**QUICKLY)
 # Of Algorithm 1 at the size of the bundled priors, tuned with `GRID`; docs/bench.md.
-SMALL_SIDE = 64
 SMALL = MappingProxyType({"num_steps": 3, "learning_rate": 0.05})
 GRID = MappingProxyType(
     {"num_steps": (3, 10), "learning_rate": (0.006, 0.02, 0.05, 0.1)}
@@ -384,9 +383,10 @@ def settings_of(module: ModuleType, setting: Setting) -> Any:
     """Return a baseline's settings for a task; None where the task is not for it."""
     if hasattr(module, "config_for"):
         return module.config_for(setting.task, setting.side)
-    config = module.Config()
     if setting.task not in LINEAR:
         return None
+    is_small = setting.side <= SMALL_SIDE and hasattr(module, "SMALL")
+    config = module.SMALL if is_small else module.Config()
     if hasattr(config, "kernel_size") and setting.task in DENOISING:
         return config.replace(kernel_size=1)  # the kernel is known: there is none
     return config

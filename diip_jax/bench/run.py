@@ -205,8 +205,7 @@ def run(
         options: the progress.
         what: for the progress.
     """
-    everything = list(works(prior, plan))
-    missing = [work for work in everything if not is_there(plan, store, work.name)]
+    everything, missing = everything_and_missing(prior, plan, store)
     errors = {}
     laboratory = Laboratory(prior, plan, store.folder, perceptual)
     for work in options.progress(missing, what):
@@ -215,6 +214,14 @@ def run(
             errors[cell.name.method, cell.name.task] = cell.error
         store.add(cell)
     return Tally([work.name for work in everything], len(missing), errors)
+
+
+def everything_and_missing(
+    prior: Prior, plan: Plan, store: Store
+) -> tuple[list[Work], list[Work]]:
+    """Return all cells of a plan, and those of them that are still to be computed."""
+    everything = list(works(prior, plan))
+    return everything, [w for w in everything if not is_there(plan, store, w.name)]
 
 
 def is_there(plan: Plan, store: Store, name: Name) -> bool:
@@ -275,8 +282,7 @@ def forecast(prior: Prior, plan: Plan, store: Store, speed: Speed | None) -> str
         store: what is there.
         speed: of the network; None leaves out how long it takes.
     """
-    everything = list(works(prior, plan))
-    missing = [work for work in everything if not is_there(plan, store, work.name)]
+    everything, missing = everything_and_missing(prior, plan, store)
     counts = f"{len(plan.images)} pictures, {len(plan.methods)} methods, "
     counts += f"{len(plan.tasks)} tasks, {len(plan.seeds)} seeds: {len(missing)} cells "
     counts += f"to compute, {len(everything) - len(missing)} there"

@@ -199,6 +199,12 @@ def test_a_baseline_with_settings_for_tasks_says_which_are_for_it():
     assert methods.settings_of(module, SETTING) is None
 
 
+@pytest.mark.parametrize(("side", "settings"), [(64, "tuned"), (65, "released")])
+def test_a_baseline_may_have_settings_for_small_pictures(side, settings):
+    module = types.SimpleNamespace(Config=lambda: "released", SMALL="tuned")
+    assert methods.settings_of(module, SETTING._replace(side=side)) == settings
+
+
 @pytest.mark.parametrize("task", ["denoise", "sr4", "jpeg", "motion_blur"])
 def test_a_problem_is_what_the_task_observes(task):
     tasks = pytest.importorskip("diip_jax.bench.tasks")

@@ -7,7 +7,7 @@ H_eta a form of degradation with unknowns eta. As in the released code, the netw
 frozen in the gradient too: only the linear DDIM algebra is differentiated.
 
 Origins of the constants: [c] certain, read in the released code or the paper; [i]
-inferred or chosen here.
+inferred or chosen here; [t] tuned with `GRID`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
@@ -56,6 +56,8 @@ class Config:
 DENOISE = Config()
 DEBLUR = Config(form="kernel", iterations=100, learning_rate=0.003)  # [c] code
 SR = Config(form="downsample", iterations=100, learning_rate=0.001)  # [c] code
+SMALL_DENOISE = Config(learning_rate=0.03)  # [t] for 64x64, as the next
+SMALL_SR = Config(form="downsample", learning_rate=0.003)
 GRID: Mapping[str, Sequence[Any]] = {
     "learning_rate": (0.001, 0.003, 0.01, 0.03),
     "iterations": (100, 200),
@@ -65,16 +67,18 @@ GRID: Mapping[str, Sequence[Any]] = {
 def config_for(task: str, side: int) -> Config | None:
     """Return the settings for a task, None where no form of degradation is its.
 
-    The released kernel is for 256x256; it shrinks with the pictures.
+    The released settings are for 256x256. The kernel shrinks with the pictures.
 
     Args:
         task: its name; a number after "sr" is the factor.
         side: of the pictures in pixels.
     """
+    small = side <= SMALL_SIDE
     if task.startswith("sr"):
-        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
+        factor = int(task.removeprefix("sr"))
+        return dataclasses.replace(SMALL_SR if small else SR, factor=factor)
     if task in ("denoise", "gaussian_noise"):
-        return DENOISE
+        return SMALL_DENOISE if small else DENOISE
     if task not in ("gaussian_blur", "motion_blur"):
         return None
     odd = 2 * round((DEBLUR.kernel_size * side / 256 - 1) / 2) + 1

@@ -10,7 +10,7 @@ step is not multiplied by the variance. Unknown phi of the degradation D descend
 the same L, a few times at each t.
 
 Origins of the constants: [c] certain, read in the released code; [i] inferred or
-chosen here.
+chosen here; [t] tuned with `GRID`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms, sampling
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
 from diip_jax.bench.baselines.sampling import PredictStep, step_predictor
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
@@ -58,9 +58,7 @@ class Config:
     factor: int = struct.field(pytree_node=False, default=4)
     kernel_size: int = struct.field(pytree_node=False, default=9)  # [c] Gaussian, 9x9
     num_steps: int = struct.field(pytree_node=False, default=1000)  # [c] T
-    # [i] for denoising, unknown in the source: of 6000, 20000, 80000 and 300000 the
-    # second was best with 100 steps on one development face; 1000 steps need a tenth.
-    s: float | jax.Array = 2000.0
+    s: float | jax.Array = 2000.0  # [t] for denoising, unknown in the source
     repeats: int = struct.field(pytree_node=False, default=6)  # [c] enhancement; else 1
     phi_rate: float | jax.Array = 1.0  # [c]
     kernel_learning_rate: float | jax.Array = 2e-4  # [i] BIRD's: no kernel in the code
@@ -69,6 +67,7 @@ class Config:
 DENOISE = Config()
 DEBLUR = Config(form="kernel", s=6000.0)  # [c]
 SR = Config(form="downsample", s=2000.0)  # [c]
+SMALL_SR = Config(form="downsample", s=20000.0)  # [t] for 64x64
 LIGHT = Config(form="affine", s=80000.0)  # [c]
 GRID: Mapping[str, Sequence[Any]] = {
     "s": (2e3, 4e3, 6e3, 1e4, 2e4, 4e4, 6e4, 8e4),
@@ -82,9 +81,9 @@ def config_for(task: str, side: int) -> Config | None:
         task: its name; a number after "sr" is the factor.
         side: of the pictures in pixels.
     """
-    del side
     if task.startswith("sr"):
-        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
+        config = SMALL_SR if side <= SMALL_SIDE else SR
+        return dataclasses.replace(config, factor=int(task.removeprefix("sr")))
     if task in ("denoise", "gaussian_noise"):
         return DENOISE
     return DEBLUR if task in ("gaussian_blur", "motion_blur") else None

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+SMALL_SIDE = 64  # pixels, up to which settings are those tuned for small pictures
+
 
 class Restored(NamedTuple):
     """The answer of a compared method.

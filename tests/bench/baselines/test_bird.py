@@ -148,3 +148,9 @@ def test_a_task_has_its_form(task, form):
         assert config.factor == 8
     if form == "kernel":
         assert config.kernel_size == 11  # 41 of 256 pixels are 10.25 of 64
+
+
+@pytest.mark.parametrize(("task", "rate"), [("denoise", 0.01), ("sr4", 0.001)])
+def test_large_pictures_have_the_released_rates(task, rate):
+    assert bird.config_for(task, 256).learning_rate == rate
+    assert bird.config_for(task, 64).learning_rate > rate
