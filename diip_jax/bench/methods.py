@@ -437,9 +437,9 @@ METHODS: dict[str, Method] = {
         evaluations=1000,
         gradients=1000,
     ),
-    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=110),
+    "dip": Method("DIP", Baseline("dip", quick={"iterations": 100}), seconds=20),
     "dreamclean": Method(
-        "DreamClean", Baseline("dreamclean", quick={"n": 10}), evaluations=90
+        "DreamClean", Baseline("dreamclean", quick={"n": 10}), evaluations=60
     ),
     "diip-paper": Method(
         "DIIP, paper", diip_with(PAPER, QUICK), evaluations=1200, gradients=1200
@@ -458,7 +458,9 @@ METHODS: dict[str, Method] = {
         evaluations=2500,
         gradients=2500,
     ),
-    "ddrm": Method("DDRM", Baseline("ddrm"), knows="all", evaluations=20),
+    "ddrm": Method(
+        "DDRM", Baseline("ddrm", quick={"num_steps": 20}), knows="all", evaluations=100
+    ),
     "ddnm": Method(
         "DDNM+", Baseline("ddnm", quick={"num_steps": 20}), knows="all", evaluations=100
     ),

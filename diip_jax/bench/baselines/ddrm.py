@@ -37,6 +37,7 @@ class Config:
 
 
 DEFAULT = Config()
+SMALL = Config(eta_b=0.7, num_steps=100)  # tuned with `GRID`, for 64x64
 # inferred: around the paper's settings
 GRID: Mapping[str, Sequence[float]] = {
     "num_steps": (20, 100),
