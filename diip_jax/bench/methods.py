@@ -21,8 +21,6 @@ from diip_jax.diip import DIIPState
 from diip_jax.prior import Prior
 
 BASELINES = "diip_jax.bench.baselines"
-DENOISING = ("denoise", "gaussian_noise")
-LINEAR = (*DENOISING, "sr4", "sr8", "gaussian_blur", "motion_blur")
 SIDE = 256  # pixels, of the pictures that the paper's learning rate is for
 # Of the paper's method where minutes must do: fewer steps, and a stop that comes sooner
 # than after its k_min of 100 iterations.
@@ -331,8 +329,8 @@ def rival(name: str) -> Make:
 class Baseline(NamedTuple):
     """Makes a method of `bench.baselines`.
 
-    Its own settings for the task, if it has such, and where they have a `sigma`, that
-    of the picture.
+    It has its own settings for the task, and where they have a `sigma`, that of the
+    picture.
 
     Attributes:
         name: of its module.
@@ -362,7 +360,7 @@ class Baseline(NamedTuple):
     def __call__(self, setting: Setting) -> Ready | None:
         """Make it ready for a task."""
         module = self.module
-        config = settings_of(module, setting)
+        config = module.config_for(setting.task, setting.side)
         if config is None:
             return None
         quick = self.quick if setting.quick else {}
@@ -377,19 +375,6 @@ class Baseline(NamedTuple):
             return module.restore(prior, y, key, used, problem.operator)
 
         return Ready(restore, config)
-
-
-def settings_of(module: ModuleType, setting: Setting) -> Any:
-    """Return a baseline's settings for a task; None where the task is not for it."""
-    if hasattr(module, "config_for"):
-        return module.config_for(setting.task, setting.side)
-    if setting.task not in LINEAR:
-        return None
-    is_small = setting.side <= SMALL_SIDE and hasattr(module, "SMALL")
-    config = module.SMALL if is_small else module.Config()
-    if hasattr(config, "kernel_size") and setting.task in DENOISING:
-        return config.replace(kernel_size=1)  # the kernel is known: there is none
-    return config
 
 
 # In the order of the paper's tables, what is not in them behind.

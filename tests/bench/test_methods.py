@@ -172,10 +172,13 @@ def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
         sigma: float = 0.02
         num_steps: int = struct.field(pytree_node=False, default=100)
 
+    def config_for(task, side):
+        return Config() if (task, side) == (SETTING.task, SETTING.side) else None
+
     def restore(prior, y, key, config, operator):
         return y, config, operator
 
-    module.__dict__.update(Config=Config, restore=restore)
+    module.__dict__.update(Config=Config, config_for=config_for, restore=restore)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     make = methods.Baseline("fake", quick={"num_steps": 7})
     ready = make(SETTING._replace(quick=True))
@@ -188,21 +191,7 @@ def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
     y, config, operator = make(SETTING).restore(None, blind, None)
     assert (y, operator) == ("y", None)
     assert (config.sigma, config.num_steps) == (0.02, 100)
-    assert make(SETTING._replace(task="jpeg")) is None  # not linear
-
-
-def test_a_baseline_with_settings_for_tasks_says_which_are_for_it():
-    module = types.SimpleNamespace(
-        config_for=lambda task, side: side if task == "sr4" else None
-    )
-    assert methods.settings_of(module, SETTING._replace(task="sr4")) == 16
-    assert methods.settings_of(module, SETTING) is None
-
-
-@pytest.mark.parametrize(("side", "settings"), [(64, "tuned"), (65, "released")])
-def test_a_baseline_may_have_settings_for_small_pictures(side, settings):
-    module = types.SimpleNamespace(Config=lambda: "released", SMALL="tuned")
-    assert methods.settings_of(module, SETTING._replace(side=side)) == settings
+    assert make(SETTING._replace(task="jpeg")) is None  # not for it
 
 
 @pytest.mark.parametrize("task", ["denoise", "sr4", "jpeg", "motion_blur"])

@@ -23,7 +23,7 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import BLURS, DENOISING, SMALL_SIDE, Restored
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
@@ -77,9 +77,9 @@ def config_for(task: str, side: int) -> Config | None:
     if task.startswith("sr"):
         factor = int(task.removeprefix("sr"))
         return dataclasses.replace(SMALL_SR if small else SR, factor=factor)
-    if task in ("denoise", "gaussian_noise"):
+    if task in DENOISING:
         return SMALL_DENOISE if small else DENOISE
-    if task not in ("gaussian_blur", "motion_blur"):
+    if task not in BLURS:
         return None
     odd = 2 * round((DEBLUR.kernel_size * side / 256 - 1) / 2) + 1
     return dataclasses.replace(DEBLUR, kernel_size=max(odd, 3))

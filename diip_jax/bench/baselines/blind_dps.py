@@ -6,6 +6,7 @@ distance updates it after each step of the image, and nothing but the softmax is
 of it. Results belong in a row that says "no kernel prior".
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -16,7 +17,12 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench.baselines import dps
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import (
+    DENOISING,
+    LINEAR,
+    SMALL_SIDE,
+    Restored,
+)
 from diip_jax.bench.baselines.sampling import PredictStep, answer
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -48,6 +54,19 @@ GRID: Mapping[str, Sequence[float]] = {
     "zeta": (0.3, 1.0, 2.0, 4.0),
     "kernel_rate": (0.01, 0.1),
 }
+
+
+def config_for(task: str, side: int) -> Config | None:
+    """Return the settings for a task, None where the damage is not linear.
+
+    Args:
+        task: its name.
+        side: of the pictures in pixels.
+    """
+    if task not in LINEAR:
+        return None
+    config = SMALL if side <= SMALL_SIDE else DEFAULT
+    return dataclasses.replace(config, kernel_size=1) if task in DENOISING else config
 
 
 def restore(

@@ -15,7 +15,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import LINEAR, Restored
 from diip_jax.bench.baselines.sampling import answer, bind, predict
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -45,6 +45,17 @@ GRID: Mapping[str, Sequence[float]] = {
     "eta": (0.5, 0.85),
     "rank": (3e-2, 0.1, 0.2, 0.4),
 }
+
+
+def config_for(task: str, side: int) -> Config | None:
+    """Return the settings for a task, None where the damage is not linear.
+
+    Args:
+        task: its name.
+        side: of the pictures in pixels.
+    """
+    del side
+    return DEFAULT if task in LINEAR else None
 
 
 def restore(

@@ -13,7 +13,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import LINEAR, SMALL_SIDE, Restored
 from diip_jax.bench.baselines.sampling import answer, bind, noise_level, predict
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -44,6 +44,18 @@ GRID: Mapping[str, Sequence[float]] = {
     "eta": (0.7, 0.85),
     "eta_b": (0.7, 1.0),
 }
+
+
+def config_for(task: str, side: int) -> Config | None:
+    """Return the settings for a task, None where the damage is not linear.
+
+    Args:
+        task: its name.
+        side: of the pictures in pixels.
+    """
+    if task not in LINEAR:
+        return None
+    return SMALL if side <= SMALL_SIDE else DEFAULT
 
 
 def restore(

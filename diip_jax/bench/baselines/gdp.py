@@ -27,7 +27,7 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms, sampling
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import BLURS, DENOISING, SMALL_SIDE, Restored
 from diip_jax.bench.baselines.sampling import PredictStep, step_predictor
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
@@ -84,9 +84,9 @@ def config_for(task: str, side: int) -> Config | None:
     if task.startswith("sr"):
         config = SMALL_SR if side <= SMALL_SIDE else SR
         return dataclasses.replace(config, factor=int(task.removeprefix("sr")))
-    if task in ("denoise", "gaussian_noise"):
+    if task in DENOISING:
         return DENOISE
-    return DEBLUR if task in ("gaussian_blur", "motion_blur") else None
+    return DEBLUR if task in BLURS else None
 
 
 class State(NamedTuple):

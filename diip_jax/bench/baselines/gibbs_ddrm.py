@@ -10,6 +10,7 @@ kernel. y is unknown in its margin, which phi * x_0 fills. The margin of x_0 is 
 reflection, as in `degradations.gaussian_blur`; the source's is grey.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddrm, sampling
 from diip_jax.bench.baselines.blind_dps import check
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import DENOISING, LINEAR, Restored
 from diip_jax.bench.operators import Convolution, Operator
 from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
@@ -79,6 +80,19 @@ GRID: Mapping[str, Sequence[float]] = {
     "eta_b": (0.7, 0.9),
     "start": (0.3, 0.45),
 }
+
+
+def config_for(task: str, side: int) -> Config | None:
+    """Return the settings for a task, None where the damage is not linear.
+
+    Args:
+        task: its name.
+        side: of the pictures in pixels.
+    """
+    del side
+    if task not in LINEAR:
+        return None
+    return dataclasses.replace(DEFAULT, kernel_size=1) if task in DENOISING else DEFAULT
 
 
 def restore(

@@ -1,9 +1,12 @@
-"""What every compared method returns."""
+"""What the compared methods share: their answer, and what their settings depend on."""
 
 from typing import NamedTuple
 
 import jax
 
+DENOISING = ("denoise", "gaussian_noise")  # names of tasks, as the next two
+BLURS = ("gaussian_blur", "motion_blur")
+LINEAR = (*DENOISING, "sr4", "sr8", *BLURS)
 SMALL_SIDE = 64  # pixels, up to which settings are those tuned for small pictures
 
 

@@ -128,3 +128,8 @@ def test_restores_on_a_prior(key):
 def test_a_missing_operator_is_told_in_one_line(key):
     with pytest.raises(ValueError, match="DDNM needs the degradation"):
         ddnm.restore(seeded.prior(), jnp.zeros((16, 16, 3)), key)
+
+
+def test_it_is_for_linear_damage_alone():
+    assert ddnm.config_for("sr8", 64) == ddnm.config_for("sr8", 256) == ddnm.Config()
+    assert ddnm.config_for("deformation", 64) is None

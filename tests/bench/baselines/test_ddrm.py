@@ -175,3 +175,10 @@ def test_bad_input_is_told_in_one_line(key):
     square = seeded.prior(any_size=False)
     with pytest.raises(ValueError, match="8x8; prior seeded takes 16x16"):
         ddrm.restore(square, y[:8, :8], key, operator=operators.identity((8, 8)))
+
+
+def test_small_pictures_have_settings_of_their_own():
+    small = ddrm.config_for("motion_blur", 64)
+    assert ddrm.config_for("motion_blur", 65) == ddrm.Config() != small
+    assert all(getattr(small, name) in values for name, values in ddrm.GRID.items())
+    assert ddrm.config_for("water", 64) is None  # not linear

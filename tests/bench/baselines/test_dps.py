@@ -160,3 +160,10 @@ def test_measurements_may_be_batched(key):
     both = jax.vmap(sample)(ys, keys)
     # float32 in another order
     np.testing.assert_allclose(both[1], sample(ys[1], keys[1]), atol=1e-4)
+
+
+def test_small_pictures_have_a_step_of_their_own():
+    assert dps.config_for("sr4", 256) == dps.Config()
+    assert dps.config_for("sr4", 64).zeta in dps.GRID["zeta"]
+    assert dps.config_for("sr4", 64) != dps.Config()
+    assert dps.config_for("jpeg", 64) is None  # not linear

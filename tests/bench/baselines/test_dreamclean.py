@@ -118,3 +118,9 @@ def test_any_size_and_bad_settings(tiny_prior, key):
         dreamclean.restore(tiny_prior, y, key, Config(n=0))
     with pytest.raises(ValueError, match="blind"):
         dreamclean.restore(tiny_prior, y, key, operator=object())
+
+
+def test_small_pictures_have_settings_of_their_own():
+    assert dreamclean.config_for("jpeg", 65) == Config()
+    assert dreamclean.config_for("jpeg", 64).n in dreamclean.GRID["n"]
+    assert dreamclean.config_for("jpeg", 64) != Config()

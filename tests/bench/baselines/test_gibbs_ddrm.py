@@ -220,3 +220,9 @@ def test_bad_input_is_told_in_one_line(key):
     operator = operators.identity((8, 8))
     with pytest.raises(ValueError, match="estimates the degradation; give no operator"):
         gibbs_ddrm.restore(prior, y, key, operator=operator)
+
+
+def test_the_kernel_of_noise_is_known():
+    assert gibbs_ddrm.config_for("motion_blur", 64) == Config()
+    assert gibbs_ddrm.config_for("denoise", 64) == Config(kernel_size=1)
+    assert gibbs_ddrm.config_for("jpeg", 64) is None  # not linear
