@@ -144,10 +144,8 @@ def attention_weights(architecture: Any, pixels: int) -> int:
         architecture: of a prior's card.
         pixels: of the canvas or window that the network is given.
     """
-    factors = getattr(architecture, "attention_factors", ())
-    if not factors:
+    found = getattr(architecture, "finest_attention", None)
+    if found is None:
         return 0
-    tokens = pixels // min(factors) ** 2
-    level = min(factors).bit_length() - 1
-    channels = int(architecture.num_channels * architecture.channel_mult[level])
-    return architecture.heads(channels) * tokens**2
+    factor, heads = found
+    return heads * (pixels // factor**2) ** 2

@@ -48,8 +48,9 @@ def register(name: str, config_class: type, network_class: type[nn.Module]) -> N
         name: the family of a card.
         config_class: dataclass of the architecture, of numbers, strings, booleans and
             tuples of these. It has `image_size`, the side of the training pictures in
-            pixels; `stride`, of which the sides of a canvas are multiples; and
-            `num_channels` of the first level, from which memory is estimated.
+            pixels; `stride`, of which the sides of a canvas are multiples;
+            `num_channels` of the first level, from which memory is estimated; and may
+            have `finest_attention`, its downsampling factor and number of heads.
         network_class: Flax module `network_class(config, dtype=..., remat_blocks=...)`
             with the methods of `unets.adm.ADMUNet`: `condition(t)` of timesteps,
             `__call__(x, conditioning)` that returns eps of x (N, H, W, 3), float32, and

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from diip_jax import canvas
-from helpers import seeded
+from diip_jax import prior as priors
+from diip_jax.unets import ops
+from helpers import diffusers_unet, seeded
 
 STRIDE_8 = dataclasses.replace(
     seeded.TINY, channel_mult=(1, 1, 1, 1), num_res_blocks=(0,) * 4, image_size=32
@@ -128,3 +130,26 @@ def test_what_is_recomputed(tiny_prior, remat, features, tile, recomputed):
     prior = with_card(tiny_prior, architecture=architecture)
     config = seeded.PRESET.replace(remat=remat, num_steps=1, tile=tile)
     assert canvas.recomputes_steps(prior, config, (1, features)) == recomputed
+
+
+CARDS = {
+    **{name: seeded.card(config) for name, config in seeded.ADM_CASES.items()},
+    **{name: diffusers_unet.card(name) for name in diffusers_unet.CONFIGS},
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_finest_attention_has_the_most_weights_of_all_that_are_called(
+    name, monkeypatch
+):
+    called, attention = [], ops.attention
+
+    def recorded(qkv, num_heads, **options):
+        called.append(num_heads * qkv.shape[1] ** 2)
+        return attention(qkv, num_heads, **options)
+
+    monkeypatch.setattr(ops, "attention", recorded)
+    priors.abstract_params(CARDS[name])  # applies the network to the smallest canvas
+    architecture = CARDS[name].architecture
+    expected = max(called, default=0)
+    assert canvas.attention_weights(architecture, architecture.stride**2) == expected

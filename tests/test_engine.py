@@ -18,8 +18,9 @@ import optax
 import pytest
 
 from diip_jax import canvas, diip, engine
+from diip_jax.config import DEFAULT
 from diip_jax.diip import StopReason
-from helpers import many_devices, seeded, two_devices
+from helpers import diffusers_unet, many_devices, seeded, two_devices
 from helpers.lanes import CONFIG, SIZES, TWELVE, images
 
 ROOT = Path(__file__).parents[1]
@@ -395,6 +396,14 @@ def test_rough_memory_is_no_less_than_the_compiler_s_and_no_dream(tiny_prior):
     rough = engine.rough_memory(tiny_prior, (64, 64), config)
     exact = engine.memory(tiny_prior, (64, 64), config)
     assert 0.5 * exact < rough < 4 * exact  # which features are kept differs
+
+
+def test_rough_memory_is_known_of_every_family(tiny_prior):
+    for prior in (tiny_prior, diffusers_unet.prior("small_library")):
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(prior.params))
+        one, two = (engine.rough_memory(prior, (16, 16), DEFAULT, n) for n in (1, 2))
+        assert two - one > 0
+        assert one - (two - one) == weights
 
 
 @pytest.fixture

@@ -35,9 +35,10 @@ import main
 from checkpoints_convert import registry
 from diip_jax import diip, engine, images, restore
 from diip_jax import prior as priors
+from diip_jax.config import DEFAULT
 from diip_jax.photos import find
 from diip_jax.photos import terminal as console
-from helpers import seeded
+from helpers import diffusers_unet, seeded
 from helpers.disks import small_disk
 from helpers.photos import CONFIG as PRESET
 from helpers.photos import SIZE, save
@@ -151,6 +152,22 @@ def test_acceptance_1_one_photo_and_no_other_flag(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_default_preset_takes_a_prior_of_the_ddpm_family(run, tmp_path):
+    """As converted ones and those that are trained with `--family ddpm`."""
+    prior = diffusers_unet.prior("small_library")
+    card = dataclasses.replace(prior.card, preset=DEFAULT.replace(max_iterations=2))
+    priors.save(tmp_path / "ddpm", prior.replace(card=card))
+    for name in ("a.png", "b.png"):  # two, so that lanes are counted
+        save(tmp_path / "in" / name, seeded.image(16, 16))
+    code, out, _ = run("in", "--dry_run", "--json", prior=tmp_path / "ddpm")
+    assert code == 0
+    assert all(json.loads(line)["memory_bytes"] > 0 for line in out.splitlines())
+    code, _, err = run("in", "--output", "out", prior=tmp_path / "ddpm")
+    assert (code, err.count("error")) == (0, 0)
+    restored = images.read(tmp_path / "out" / "a_diip.png").rgb
+    assert restored.shape == (16, 16, 3)
+
+
 def test_the_bundled_prior_is_the_default(run, tmp_path):
     save(tmp_path / "x.png", image=seeded.image(64, 64))
     code, _, err = run("x.png", "--max_iterations=2", prior=None)

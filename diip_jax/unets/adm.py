@@ -57,6 +57,13 @@ class ADMConfig:
         """Sides of an image must be multiples of this many pixels."""
         return 2 ** (len(self.channel_mult) - 1)
 
+    @property
+    def finest_attention(self) -> tuple[int, int]:
+        """Downsampling factor and number of heads of the attention of most pixels."""
+        factor = min((*self.attention_factors, self.stride))  # one is at the bottom
+        mult = self.channel_mult[factor.bit_length() - 1]
+        return factor, self.heads(int(mult * self.num_channels))
+
     def heads(self, channels: int, *, up: bool = False) -> int:
         """Return the number of heads of an attention layer of this width.
 

@@ -62,6 +62,26 @@ class DDPMConfig:
         """Sides of an image must be multiples of this many pixels."""
         return 2 ** (len(self.widths) - 1)
 
+    @property
+    def num_channels(self) -> int:
+        """Width of the finest level."""
+        return self.widths[0]
+
+    @property
+    def finest_attention(self) -> tuple[int, int] | None:
+        """Downsampling factor and number of heads of the attention of most pixels."""
+        on_either_way = zip(self.down_attention, self.up_attention[::-1], strict=True)
+        attended = [any(pair) for pair in on_either_way]
+        attended[-1] |= self.mid_attention
+        if not any(attended):
+            return None
+        level = attended.index(True)
+        return 2**level, self.heads(self.widths[level])
+
+    def heads(self, channels: int) -> int:
+        """Return the number of heads of an attention layer of this width."""
+        return channels // (self.head_channels or channels)
+
 
 class TimeEmbedding(nn.Module):
     """Two dense layers on the sinusoidal features of t."""
@@ -132,8 +152,7 @@ class Attention(nn.Module):
             for name in ("to_q", "to_k", "to_v")
         )
         qkv = jnp.concatenate(list(projections), axis=-1)
-        num_heads = c // (self.config.head_channels or c)
-        mixed = ops.attention(qkv, num_heads, heads_first=False)
+        mixed = ops.attention(qkv, self.config.heads(c), heads_first=False)
         mixed = layers.Dense(c, dtype=self.dtype, name="to_out_0")(mixed)
         return x + mixed.reshape(x.shape)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints_convert import diffusers
 from diip_jax import prior as priors
+from diip_jax.prior import Card, Prior
 from diip_jax.unets.ddpm import DDPMConfig
 from helpers import seeded
 
@@ -115,6 +117,20 @@ def state_dict(
         if feeble and not re.search(NORMS_AND_OUTPUT, name):
             tensor *= 0.01
     return tensors
+
+
+def card(name: str) -> Card:
+    """Return the card of a prior of this configuration."""
+    config = diffusers.described({"config": CONFIGS[name]})
+    return dataclasses.replace(
+        seeded.card(seeded.TINY), family="ddpm", architecture=config
+    )
+
+
+def prior(name: str) -> Prior:
+    """Return a prior of this configuration, with random weights."""
+    its = card(name)
+    return Prior(seeded.to_tree(state_dict(torch_shapes(its.architecture))), its)
 
 
 def image() -> np.ndarray:
