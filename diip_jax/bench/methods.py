@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from diip_jax import canvas, diip, matched
+from diip_jax.bench.baselines import forms
 from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
 from diip_jax.config import DEFAULT, PAPER, DIIPConfig
 from diip_jax.diip import DIIPState
@@ -330,7 +331,8 @@ class Baseline(NamedTuple):
     """Makes a method of `bench.baselines`.
 
     It has its own settings for the task, and where they have a `sigma`, that of the
-    picture.
+    picture. It is given the measurement where it has the operator, or where the form of
+    degradation that it assumes has one of another size; otherwise y.
 
     Attributes:
         name: of its module.
@@ -365,12 +367,13 @@ class Baseline(NamedTuple):
             return None
         quick = self.quick if setting.quick else {}
         config = config.replace(**{**quick, **self.changes})
+        shrinks = getattr(config, "form", None) in forms.SHRINKING
 
         def restore(prior: Prior, problem: Problem, key: jax.Array) -> Restored:
             used, y = config, problem.y
             if hasattr(config, "sigma") and problem.sigma is not None:
                 used = config.replace(sigma=problem.sigma)
-            if problem.operator is not None:
+            if shrinks or problem.operator is not None:
                 y = problem.measurement
             return module.restore(prior, y, key, used, problem.operator)
 

@@ -11,6 +11,7 @@ from flax import struct
 
 from diip_jax import canvas, diip, metrics
 from diip_jax.bench import methods
+from diip_jax.bench.baselines import gdp
 from diip_jax.bench.methods import METHODS, Problem, Setting
 from diip_jax.config import PAPER
 from helpers import bench_cells as fake
@@ -192,6 +193,19 @@ def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
     assert (y, operator) == ("y", None)
     assert (config.sigma, config.num_steps) == (0.02, 100)
     assert make(SETTING._replace(task="jpeg")) is None  # not for it
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("sr4", "measurement"), ("denoise", "y")]
+)
+def test_a_form_of_super_resolution_is_of_the_small_picture(
+    task, expected, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(gdp, "restore", lambda prior, y, *others: seen.append(y))
+    ready = METHODS["gdp"].make(SETTING._replace(task=task))
+    ready.restore(None, WHOLE._replace(operator=None), None)
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize("task", ["denoise", "sr4", "jpeg", "motion_blur"])

@@ -162,8 +162,8 @@ def restore(
 
     Args:
         prior: the frozen model.
-        y: degraded image on the grid of the result, (H, W, 3) in [0, 1], or the
-            measurement of the operator.
+        y: degraded image, (H, W, 3) in [0, 1]; the small one, (h, w, 3), where the
+            form is of super-resolution or the operator has a smaller image.
         key: of the noise and the kernel network.
         config: the settings.
         operator: the known degradation; None for the blind form of the settings.
@@ -171,7 +171,7 @@ def restore(
     Raises:
         ValueError: the form, its numbers, or the size of y do not fit.
     """
-    height, width = y.shape[:2] if operator is None else operator.size
+    height, width = forms.size_of(operator, y, config.form, config.factor)
     canvas.check_size(prior, PAPER, height, width)
     length = prior.card.schedule.num_train_timesteps
     timesteps = ddim_timesteps(config.num_steps, length)

@@ -1,9 +1,13 @@
 """DDNM+ (Wang et al., 2023): keep the range space of y, sample its null space.
 
-Letters are the paper's: y = A x + sigma_y n; A^+ is the pseudo-inverse. Its simplified
-handling of noise is used: the noise in A^+ y counts as white, and lambda_t and gamma_t
-are numbers. (With a number per singular value the method is DDRM with eta_b = 1.) There
-is no time travel: the released settings repeat each step once, which is none.
+Letters are the paper's: y = A x + sigma_y n, and A^+ is the pseudo-inverse. What noise
+A^+ y brings takes the place of noise that a step would draw. As in the released code
+for noisy tasks (its Appendix I), that is done for each singular value of A; the steps
+are DDIM's. There is no time travel: the released settings repeat each step once, which
+is none.
+
+With noise, a step draws from the distribution of DDRM's with eta_b = 1 (`ddrm.update`);
+the two differ in x_T, and where y has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,23 +31,20 @@ class Config:
 
     Attributes:
         sigma: standard deviation of the noise in y, in [0, 1].
-        eta: part of the noise that is drawn anew.
-        rank: singular values below it count as zero in A^+.
+        eta: part of the noise that is drawn anew, where y says little or nothing.
         num_steps: DDIM steps, evaluations of the network.
     """
 
     sigma: float | jax.Array = 0.02  # the task's
     eta: float | jax.Array = 0.85  # certain: paper and released code
-    # inferred: the released code's 0.03, for another blur, leaves 6 times sigma_y here
-    rank: float | jax.Array = 0.1
     num_steps: int = struct.field(pytree_node=False, default=100)  # certain: code
 
 
 DEFAULT = Config()
-# inferred: around the source's eta; how much of a blur is inverted, from its 0.03 on
+# inferred: around the source's eta; the steps of DDRM too
 GRID: Mapping[str, Sequence[float]] = {
-    "eta": (0.5, 0.85),
-    "rank": (3e-2, 0.1, 0.2, 0.4),
+    "num_steps": (20, 100),
+    "eta": (0.5, 0.7, 0.85, 1.0),
 }
 
 
@@ -102,8 +103,9 @@ def sample(
         config: the settings.
         operator: the degradation A.
     """
-    pinv = operators.truncated(operator, config.rank)
-    sigma = noise_of_inverse(pinv, 2 * config.sigma)
+    sigma = 2 * config.sigma * operator.inverse_singulars()  # of the noise in A^+ y
+    is_measured = operator.singulars > 0
+    inverted = operator.inverse_singulars() * operator.measured(y)
     keys = jax.random.split(key, len(steps.alpha_bar) + 1)
 
     def step(x_t: jax.Array, now: tuple[ddim.Steps, jax.Array]):
@@ -111,39 +113,40 @@ def sample(
         eps, x_0 = predict(predict_noise, x_t, level)
         a_t = jnp.sqrt(level.alpha_bar_prev)
         s_t = jnp.sqrt(1 - level.alpha_bar_prev)
-        lambda_t, gamma_t = weights(a_t, config.eta * s_t, sigma)
-        x_0 -= lambda_t * pinv.pseudo_inverse(operator.apply(x_0) - y)  # Eq. (17)
-        noise = jax.random.normal(key, x_t.shape)
-        kept = jnp.sqrt(1 - jnp.square(config.eta)) * s_t
-        return a_t * x_0 + jnp.sqrt(gamma_t) * noise + kept * eps, None
+        lambda_t, fresh, kept = weights(a_t, s_t, sigma, is_measured, config.eta)
+        eps, x_0 = operator.to_spectrum(eps), operator.to_spectrum(x_0)
+        n = operator.to_spectrum(jax.random.normal(key, x_t.shape))
+        x_0 -= lambda_t * (x_0 - inverted)  # Eq. (17)
+        return operator.from_spectrum(a_t * x_0 + fresh * n + kept * eps), None
 
     x_T = jax.random.normal(keys[0], (*operator.size, 3))
     return lax.scan(step, x_T, (steps, keys[1:]))[0]
 
 
-def noise_of_inverse(operator: Operator, sigma_y: jax.Array | float) -> jax.Array:
-    """Return the deviation per pixel of A^+ n, for n of deviation sigma_y.
-
-    The paper takes sigma_y itself, which is the same for the identity and for average
-    pooling. A^+ of a blur multiplies noise.
-    """
-    return sigma_y * jnp.sqrt(jnp.mean(jnp.square(operator.inverse_singulars())))
-
-
 def weights(
-    a_t: jax.Array, sigma_t: jax.Array, sigma: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return lambda_t and gamma_t, Eq. (19).
+    a_t: jax.Array,
+    s_t: jax.Array,
+    sigma: jax.Array,
+    is_measured: jax.Array,
+    eta: float | jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return lambda_t, and the deviations of fresh noise and of eps, Appendix I.
 
-    (a_t lambda_t sigma)^2 + gamma_t = sigma_t^2: what A^+ y brings of its noise
-    replaces a part of the noise that the step would draw.
+    For each singular value (a_t lambda_t sigma)^2 + fresh^2 + kept^2 = s_t^2: the noise
+    of y that x_0 takes over is a part of what x_{t-1} has to have.
 
     Args:
         a_t: factor of the clean image in x_{t-1}, scalar.
-        sigma_t: deviation of the noise that the step draws, scalar.
-        sigma: deviation of the noise in A^+ y, scalar.
+        s_t: deviation of the noise in x_{t-1}, scalar.
+        sigma: deviation of the noise in A^+ y, (H, W, 1).
+        is_measured: where the singular value is not 0, (H, W, 1).
+        eta: part of the noise that is drawn anew.
     """
     brought = a_t * sigma
-    fits = sigma_t >= brought
-    lambda_t = jnp.where(fits, 1.0, sigma_t / jnp.where(fits, 1.0, brought))
-    return lambda_t, jnp.maximum(sigma_t**2 - jnp.square(lambda_t * brought), 0)
+    kept = jnp.sqrt(1 - jnp.square(eta)) * s_t
+    fits = s_t >= brought
+    lambda_t = jnp.where(fits, 1.0, kept / jnp.where(fits, 1.0, brought))
+    left = jnp.sqrt(jnp.maximum(s_t**2 - jnp.square(brought), 0))
+    replaced = is_measured & (brought > 0)  # without noise in y a step is DDIM's
+    fresh = jnp.where(replaced & fits, left, eta * s_t)
+    return jnp.where(is_measured, lambda_t, 0.0), fresh, jnp.where(replaced, 0.0, kept)

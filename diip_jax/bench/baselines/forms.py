@@ -17,6 +17,7 @@ from diip_jax.bench.operators import Operator
 
 FormName = Literal["identity", "affine", "kernel", "downsample", "kernel-downsample"]
 FORMS = ("identity", "affine", "kernel", "downsample", "kernel-downsample")
+SHRINKING = ("downsample", "kernel-downsample")  # what is measured is smaller than x
 CODE_SIZE = 200  # of SelfDeblur's kernel network (Ren et al., 2020), as in BIRD's code
 HIDDEN = 1000  # likewise
 
@@ -27,12 +28,10 @@ class Form(NamedTuple):
     Attributes:
         init: key to phi.
         apply: phi and x to the predicted measurement.
-        measure: y on the grid of x to what the prediction is compared with.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[[Any, jax.Array], jax.Array]
-    measure: Callable[[jax.Array], jax.Array]
 
 
 def make(name: FormName, shape: tuple[int, ...], kernel_size: int, factor: int) -> Form:
@@ -53,9 +52,9 @@ def make(name: FormName, shape: tuple[int, ...], kernel_size: int, factor: int) 
         raise ValueError(f"form is {name!r}; use one of {', '.join(FORMS)}")
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size is {kernel_size}; use an odd number")
-    if name == "downsample" and (shape[0] % factor or shape[1] % factor):
+    if name in SHRINKING and (shape[0] % factor or shape[1] % factor):
         raise ValueError(
-            f"image is {shape[1]}x{shape[0]}, but factor is {factor}; use a factor "
+            f"canvas is {shape[1]}x{shape[0]}, but factor is {factor}; use a factor "
             "that divides both sides"
         )
     return {
@@ -65,6 +64,23 @@ def make(name: FormName, shape: tuple[int, ...], kernel_size: int, factor: int) 
         "downsample": lambda: downsample(factor),
         "kernel-downsample": lambda: kernel(kernel_size, factor),
     }[name]()
+
+
+def size_of(
+    operator: Operator | None, y: jax.Array, name: FormName, factor: int
+) -> tuple[int, int]:
+    """Return height and width of the pictures that a measurement is of.
+
+    Args:
+        operator: the known degradation, or None for the form of this name.
+        y: the measurement, (h, w, 3).
+        name: as in `make`.
+        factor: as in `make`.
+    """
+    if operator is not None:
+        return operator.size
+    times = factor if name in SHRINKING else 1
+    return times * y.shape[0], times * y.shape[1]
 
 
 def bind(
@@ -79,34 +95,31 @@ def bind(
 
     Args:
         operator: the known degradation, or None for the form of this name.
-        y: measurement of the operator, or on the grid of the result; in [0, 1].
+        y: the measurement, (h, w, 3) in [0, 1].
         size: height and width of the canvas.
         name: as in `make`.
         kernel_size: as in `make`.
         factor: as in `make`.
 
     Returns:
-        The form, and the measurement in [-1, 1].
+        The form, and the measurement in [-1, 1], on the part of the canvas that it has.
     """
     y = jnp.asarray(y, jnp.float32)
     if operator is not None:
         return known(operator), 2 * y - 1
     form = make(name, (*size, 3), kernel_size, factor)
-    return form, form.measure(canvas.place(y, size))
+    times = factor if name in SHRINKING else 1
+    return form, canvas.place(y, (size[0] // times, size[1] // times))
 
 
 def identity() -> Form:
     """Return the form of noise: y is x itself."""
-    return Form(_no_parameters, lambda phi, x: x, lambda y: y)
+    return Form(_no_parameters, lambda phi, x: x)
 
 
 def downsample(factor: int) -> Form:
     """Return the form of super-resolution: means of factor x factor pixels."""
-    return Form(
-        _no_parameters,
-        lambda phi, x: average_pool(x, factor),
-        lambda y: average_pool(y, factor),
-    )
+    return Form(_no_parameters, lambda phi, x: average_pool(x, factor))
 
 
 def affine(shape: tuple[int, ...]) -> Form:
@@ -122,7 +135,7 @@ def affine(shape: tuple[int, ...]) -> Form:
     def apply(phi: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         return 2 * (phi["f"] * (x + 1) / 2 + phi["M"]) - 1
 
-    return Form(init, apply, lambda y: y)
+    return Form(init, apply)
 
 
 def kernel(kernel_size: int, factor: int = 1) -> Form:
@@ -139,15 +152,12 @@ def kernel(kernel_size: int, factor: int = 1) -> Form:
         code = 0.1 * jax.random.uniform(code_key, (CODE_SIZE,), jnp.float32)
         return {"code": code, "weights": network.init(weights_key, code)}
 
-    def keep(x: jax.Array) -> jax.Array:
-        return x[first::factor, first::factor]
-
     def apply(phi: dict[str, Any], x: jax.Array) -> jax.Array:
         code = lax.stop_gradient(phi["code"])  # fixed: no optimiser moves it
         k = jnp.asarray(network.apply(phi["weights"], code))
-        return keep(convolve(x, k))
+        return convolve(x, k)[first::factor, first::factor]
 
-    return Form(init, apply, keep)
+    return Form(init, apply)
 
 
 def known(operator: Operator) -> Form:
@@ -157,7 +167,7 @@ def known(operator: Operator) -> Form:
     def apply(phi: tuple[()], x: jax.Array) -> jax.Array:
         return 2 * operator.apply((x[:height, :width] + 1) / 2) - 1
 
-    return Form(_no_parameters, apply, lambda y: y)
+    return Form(_no_parameters, apply)
 
 
 def _no_parameters(key: jax.Array) -> tuple[()]:

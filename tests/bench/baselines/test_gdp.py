@@ -117,7 +117,7 @@ def test_the_pseudocode_with_a_learnt_variance(key):
         6e4,
     )
     form, steps = forms.downsample(2), gaussian.short_steps(timesteps)
-    measurement = form.measure(jnp.asarray(y, jnp.float32))
+    measurement = form.apply((), jnp.asarray(y, jnp.float32))
     config = Config(s=6e4)
     x = gdp.sample(predict, steps, form, measurement, SHAPE, key, config).x
     np.testing.assert_allclose(x, expected, atol=2e-5)  # float32, magnified up to 6
