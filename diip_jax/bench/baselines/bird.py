@@ -23,11 +23,19 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import BLURS, DENOISING, SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import (
+    BLURS,
+    DENOISING,
+    SMALL_SIDE,
+    Restored,
+    odd,
+)
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
 from diip_jax.schedule import ddim_timesteps
+
+SIDE = 256  # pixels, of the pictures that the released settings are for
 
 
 @struct.dataclass
@@ -81,8 +89,9 @@ def config_for(task: str, side: int) -> Config | None:
         return SMALL_DENOISE if small else DENOISE
     if task not in BLURS:
         return None
-    odd = 2 * round((DEBLUR.kernel_size * side / 256 - 1) / 2) + 1
-    return dataclasses.replace(DEBLUR, kernel_size=max(odd, 3))
+    return dataclasses.replace(
+        DEBLUR, kernel_size=odd(DEBLUR.kernel_size * side / SIDE)
+    )
 
 
 class State(NamedTuple):

@@ -22,6 +22,7 @@ from diip_jax.bench.baselines.restored import (
     LINEAR,
     SMALL_SIDE,
     Restored,
+    odd,
 )
 from diip_jax.bench.baselines.sampling import PredictStep, answer
 from diip_jax.bench.operators import Operator
@@ -42,13 +43,15 @@ class Config:
 
     zeta: float | jax.Array = 0.3  # certain: paper and configuration
     kernel_rate: float | jax.Array = 0.1  # reported: DMPlug's blind deblurring
-    # inferred: the source has 64 for 256 x 256; 4 deviations each way of a blur of 1.6
-    kernel_size: int = struct.field(pytree_node=False, default=13)
+    kernel_size: int = struct.field(pytree_node=False, default=65)  # certain: 64, even
     num_steps: int = struct.field(pytree_node=False, default=1000)  # certain
 
 
 DEFAULT = Config()
-SMALL = Config(zeta=1.0, kernel_rate=0.01)  # tuned with `GRID`, for 64x64
+# For 64x64, tuned with `GRID`. The kernel is inferred: four deviations each way of a
+# blur of 1.6 pixels.
+SMALL = Config(zeta=1.0, kernel_rate=0.01, kernel_size=13)
+SIDE = 256  # pixels, of the pictures that the source's settings are for
 # inferred: zeta around the source's; a kernel that follows at once, or slowly
 GRID: Mapping[str, Sequence[float]] = {
     "zeta": (0.3, 1.0, 2.0, 4.0),
@@ -65,7 +68,10 @@ def config_for(task: str, side: int) -> Config | None:
     """
     if task not in LINEAR:
         return None
-    config = SMALL if side <= SMALL_SIDE else DEFAULT
+    config = SMALL
+    if side > SMALL_SIDE:
+        size = odd(DEFAULT.kernel_size * side / SIDE)
+        config = dataclasses.replace(DEFAULT, kernel_size=size)
     return dataclasses.replace(config, kernel_size=1) if task in DENOISING else config
 
 

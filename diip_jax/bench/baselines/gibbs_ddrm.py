@@ -24,12 +24,19 @@ from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddrm, sampling
 from diip_jax.bench.baselines.blind_dps import check
-from diip_jax.bench.baselines.restored import DENOISING, LINEAR, Restored
+from diip_jax.bench.baselines.restored import (
+    DENOISING,
+    LINEAR,
+    SMALL_SIDE,
+    Restored,
+    odd,
+)
 from diip_jax.bench.operators import Convolution, Operator
 from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
 
-SOURCE_ENTRIES, SOURCE_KERNEL = 3 * 256**2, 64  # what xi and gamma were chosen for
+SIDE = 256  # pixels, of the pictures that the source's settings are for
+SOURCE_ENTRIES, SOURCE_KERNEL = 3 * SIDE**2, 64  # what xi and gamma were chosen for
 
 
 @struct.dataclass
@@ -63,17 +70,18 @@ class Config:
     xi: float | jax.Array = 1e-11  # for faces; 2e-11 for animals
     gamma: float | jax.Array = 1000.0
     sigma_phi: float | jax.Array = 0.04
-    # inferred: the source has 64 for 256 x 256; 4 deviations each way of a blur of 1.6
-    kernel_size: int = struct.field(pytree_node=False, default=13)
-    num_steps: int = struct.field(pytree_node=False, default=100)  # certain
-    # inferred: the source has 0.7 for 256 x 256. A photo of a quarter of that side is
-    # known as well at about a quarter of that noise level, which is here.
-    start: float = struct.field(pytree_node=False, default=0.45)
-    rounds: int = struct.field(pytree_node=False, default=3)  # certain, as below
+    kernel_size: int = struct.field(pytree_node=False, default=65)  # certain: 64, even
+    num_steps: int = struct.field(pytree_node=False, default=100)  # certain, as below
+    start: float = struct.field(pytree_node=False, default=0.7)
+    rounds: int = struct.field(pytree_node=False, default=3)
     langevin_steps: int = struct.field(pytree_node=False, default=500)
 
 
 DEFAULT = Config()
+# For 64x64, inferred, and the best of `GRID`. The kernel is four deviations each way of
+# a blur of 1.6 pixels. A photo of a quarter of the source's side is known as well at
+# about a quarter of the noise level that its 0.7 has, which is at 0.45.
+SMALL = Config(kernel_size=13, start=0.45)
 # certain: the two values of xi. inferred: more or less trust in y and in x_0
 GRID: Mapping[str, Sequence[float]] = {
     "xi": (1e-11, 2e-11),
@@ -89,10 +97,13 @@ def config_for(task: str, side: int) -> Config | None:
         task: its name.
         side: of the pictures in pixels.
     """
-    del side
     if task not in LINEAR:
         return None
-    return dataclasses.replace(DEFAULT, kernel_size=1) if task in DENOISING else DEFAULT
+    config = SMALL
+    if side > SMALL_SIDE:
+        size = odd(DEFAULT.kernel_size * side / SIDE)
+        config = dataclasses.replace(DEFAULT, kernel_size=size)
+    return dataclasses.replace(config, kernel_size=1) if task in DENOISING else config
 
 
 def restore(
@@ -134,9 +145,13 @@ class _Now(NamedTuple):
 
 
 def late_steps(config: Config, num_train_timesteps: int) -> np.ndarray:
-    """Tell at which of the steps x_0 is known well enough to use it, (num_steps,)."""
+    """Tell at which of the steps phi is sampled, by x_0, (num_steps,).
+
+    Where x_0 is known well enough; at none where phi is known.
+    """
     timesteps = ddim_timesteps(config.num_steps, num_train_timesteps)
-    return timesteps <= config.start * num_train_timesteps
+    is_late = timesteps <= config.start * num_train_timesteps
+    return is_late & (config.kernel_size > 1)
 
 
 def sample(

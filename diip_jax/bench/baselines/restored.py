@@ -10,6 +10,11 @@ LINEAR = (*DENOISING, "sr4", "sr8", *BLURS)
 SMALL_SIDE = 64  # pixels, up to which settings are those tuned for small pictures
 
 
+def odd(pixels: float) -> int:
+    """Return the odd number next to a length, 3 at least: the side of a kernel."""
+    return max(2 * round((pixels - 1) / 2) + 1, 3)
+
+
 class Restored(NamedTuple):
     """The answer of a compared method.
 

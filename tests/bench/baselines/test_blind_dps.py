@@ -111,15 +111,25 @@ def test_bad_input_is_told_in_one_line(key):
         blind_dps.restore(prior, y, key, operator=operator)
 
 
-@pytest.mark.parametrize(("task", "side"), [("denoise", 1), ("gaussian_blur", 13)])
-def test_the_kernel_of_noise_is_known(task, side):
-    assert blind_dps.config_for(task, 64).kernel_size == side
-    assert blind_dps.config_for(task, 256).kernel_size == side
+@pytest.mark.parametrize(
+    ("task", "side", "kernel_size"),
+    [
+        ("denoise", 64, 1),
+        ("denoise", 256, 1),
+        ("gaussian_blur", 64, 13),
+        ("gaussian_blur", 128, 33),
+        ("gaussian_blur", 256, 65),
+    ],
+)
+def test_the_kernel_grows_with_the_picture_and_that_of_noise_is_known(
+    task, side, kernel_size
+):
+    assert blind_dps.config_for(task, side).kernel_size == kernel_size
 
 
 def test_small_pictures_have_settings_of_their_own():
     small = blind_dps.config_for("sr4", 64)
-    assert blind_dps.config_for("sr4", 65) == blind_dps.Config() != small
+    assert blind_dps.config_for("sr4", 256) == blind_dps.Config() != small
     grid = blind_dps.GRID
     assert all(getattr(small, name) in values for name, values in grid.items())
     assert blind_dps.config_for("jpeg", 64) is None  # not linear

@@ -208,8 +208,9 @@ def test_restores_on_a_prior(key):
 
 
 def test_the_source_evaluates_the_network_310_times():
-    late = gibbs_ddrm.late_steps(Config(start=0.7), 1000)
+    late = gibbs_ddrm.late_steps(Config(), 1000)
     assert 100 + 3 * late[:-1].sum() == 310
+    assert not gibbs_ddrm.late_steps(Config(kernel_size=1), 1000).any()  # phi is known
 
 
 def test_bad_input_is_told_in_one_line(key):
@@ -223,6 +224,14 @@ def test_bad_input_is_told_in_one_line(key):
 
 
 def test_the_kernel_of_noise_is_known():
-    assert gibbs_ddrm.config_for("motion_blur", 64) == Config()
-    assert gibbs_ddrm.config_for("denoise", 64) == Config(kernel_size=1)
+    assert gibbs_ddrm.config_for("denoise", 64) == Config(kernel_size=1, start=0.45)
+    assert gibbs_ddrm.config_for("denoise", 256) == Config(kernel_size=1)
     assert gibbs_ddrm.config_for("jpeg", 64) is None  # not linear
+
+
+def test_large_pictures_have_the_sources_settings():
+    assert gibbs_ddrm.config_for("motion_blur", 256) == Config()
+    assert gibbs_ddrm.config_for("motion_blur", 128) == Config(kernel_size=33)
+    small = gibbs_ddrm.config_for("motion_blur", 64)
+    grid = gibbs_ddrm.GRID
+    assert all(getattr(small, name) in values for name, values in grid.items())
