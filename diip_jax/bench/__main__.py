@@ -13,15 +13,17 @@ import importlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from diip_jax.bench import command, methods, run, tables
+from diip_jax.bench import command, methods, run, stops, tables
+from diip_jax.bench.baselines import dip
+from diip_jax.bench.baselines.restored import SMALL_SIDE
 from diip_jax.bench.command import Setup
 from diip_jax.bench.run import Plan, Speed
 from diip_jax.bench.tables import TABLES, Table
+from diip_jax.bench.tasks import TASKS
 
 PROGRAM = "python -m diip_jax.bench"
 ALL = "all"
 QUALITY = ("table4", "table5")
-RUN = 300 * 10  # iterations and steps of a run that is followed
 
 
 class Other(NamedTuple):
@@ -30,27 +32,27 @@ class Other(NamedTuple):
     Attributes:
         module: its name.
         count: pictures by default.
-        gradients: of the prior's network, for each picture.
-        fits: runs of DIP, for each picture.
+        runs: of the prior that are followed, for each picture.
+        fits: of DIP, for each picture.
     """
 
     module: str
     count: int
-    gradients: int
+    runs: int
     fits: int = 0
 
 
 OTHERS = {
-    "table1": Other("stops", 3, 2 * RUN),
-    "table2": Other("stops", 3, 2 * RUN),
+    "table1": Other("stops", 3, 2),
+    "table2": Other("stops", 3, 2),
     "table3": Other("stops", 3, 0),  # of the runs of tables 1 and 2
-    "fig3": Other("figures", 1, 3 * RUN, fits=3),
-    "fig4": Other("figures", 1, 4 * RUN),
-    "fig6": Other("figures", 1, 3 * RUN),
-    "grids": Other("figures", 4, 0),  # of the pictures that tables 4 and 5 left
+    "fig3": Other("figures", 1, 3, fits=3),
+    "fig4": Other("figures", 1, 4),
+    "fig6": Other("figures", 1, 3),
 }
+GRIDS, GRIDS_COUNT = "grids", 4  # figures 2, 5 and 7; pictures by default
 NAMES = ("table1", "table2", "table3", *QUALITY, "table6")
-NAMES += ("fig3", "fig4", "fig6", "grids")
+NAMES += ("fig3", "fig4", "fig6", GRIDS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,8 +91,8 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Make all that is asked for and return how many cells failed."""
     what = NAMES if ALL in given.what else tuple(dict.fromkeys(given.what))
     command.check("methods", given.methods, list(methods.METHODS))
-    command.check("tasks", given.tasks, list(tables.COLUMNS))
-    counts = [TABLES[n].count if n in TABLES else OTHERS[n].count for n in what]
+    command.check("tasks", given.tasks, list(TASKS))
+    counts = [_count(name) for name in what]
     setup = command.start(PROGRAM, given, arguments, max(counts))
     speed = None if given.quick else run.speed(setup.prior)
     if speed is not None:
@@ -98,9 +100,24 @@ def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
             f"one evaluation of the network takes {speed.forward:.3g} s, with its "
             f"gradient {speed.gradient:.3g} s"
         )
-    return sum(
-        (_table if name in TABLES else _other)(name, setup, speed) for name in what
-    )
+    return sum(_made(name, setup, speed) for name in what)
+
+
+def _count(name: str) -> int:
+    """Return how many pictures a table or figure has by default."""
+    if name == GRIDS:
+        return GRIDS_COUNT
+    return TABLES[name].count if name in TABLES else OTHERS[name].count
+
+
+def _made(name: str, setup: Setup, speed: Speed | None) -> int:
+    """Make a table or figure and return how many of its cells failed."""
+    if name == GRIDS:
+        return _grids(setup, speed)
+    if name in TABLES:
+        return _table(name, setup, speed)
+    _other(name, setup, speed)
+    return 0
 
 
 def _table(name: str, setup: Setup, speed: Speed | None) -> int:
@@ -139,20 +156,35 @@ def _plan(name: str, table: Table, setup: Setup) -> tuple[Plan, list[str]]:
     return plan, left_out
 
 
-def _other(name: str, setup: Setup, speed: Speed | None) -> int:
-    """Make a table or figure of another module."""
+def _grids(setup: Setup, speed: Speed | None) -> int:
+    """Make figures 2, 5 and 7 and return how many of their cells failed."""
+    from diip_jax.bench import figures
+
+    images = setup.taken(GRIDS_COUNT)
+    plan = figures.grid_plan(images, setup.options)
+    cells = command.compute(GRIDS, plan, setup, speed)
+    command.tell(
+        figures.grids(setup.prior, images, setup.given.output, setup.options), setup
+    )
+    return sum(cell.error is not None for cell in cells)
+
+
+def _other(name: str, setup: Setup, speed: Speed | None) -> None:
+    """Make a table or figure of runs that are followed."""
     other = OTHERS[name]
     make = getattr(importlib.import_module(f"diip_jax.bench.{other.module}"), name)
     images = setup.taken(other.count)
-    if speed is not None and other.gradients:
+    if speed is not None and other.runs:
+        followed = stops.settings(setup.options, setup.prior)
+        gradients = other.runs * followed.max_iterations * followed.num_steps
         pixels = setup.prior.card.architecture.image_size**2
-        seconds = other.gradients * speed.gradient
-        seconds += other.fits * methods.METHODS["dip"].seconds * pixels / 64**2
+        fit = methods.METHODS["dip"].seconds * pixels / SMALL_SIDE**2
+        fit *= dip.DEFAULT.iterations / dip.SMALL.iterations
+        seconds = gradients * speed.gradient + other.fits * fit
         total = run.duration(seconds * len(images) * len(setup.options.seeds))
         setup.say(f"{name}: up to about {total}, less what is there")
     files = make(setup.prior, images, setup.given.output, setup.options)
     command.tell(files, setup)
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class CellsError(ValueError):
 
 
 class Name(NamedTuple):
-    """What a cell is the result of; equal names are equal computations.
+    """What a cell is the result of; within a version equal names are equal results.
 
     Attributes:
         prior: digest of the prior's weights.
@@ -109,9 +109,8 @@ def scores(
     """
     if not np.isfinite(restored).all():
         raise ValueError("the restored picture is not finite")
-    found = reference.compare(perceptual, clean, clean, np.clip(restored, 0, 1))
-    names = ("psnr", "ssim", f"lpips_{perceptual.network}")
-    return {short: found[name] for short, name in zip(SCORES, names, strict=True)}
+    found = reference.score(perceptual, clean, np.clip(restored, 0, 1))
+    return dict(zip(SCORES, found.values(), strict=True))
 
 
 class Store:

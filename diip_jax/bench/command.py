@@ -71,7 +71,7 @@ def parser(
     add("--count", type=positive, help=f"pictures; {count}")
     add("--first", type=_count, default=0, help="skip so many pictures")
     add("--seeds", type=positive, default=1, help="how often each is damaged")
-    add("--tasks", type=names, help="columns, as A,B; all of a table")
+    add("--tasks", type=names, help="columns, as A,B; the paper's by default")
     add(
         "--quick",
         action="store_true",
@@ -201,10 +201,12 @@ def compute(
         OSError: a file cannot be read or written.
     """
     store = Store(setup.given.output)
-    setup.say(f"{name}: {run.forecast(setup.prior, plan, store, speed)}")
     perceptual = reference.perceptual_metric("alex")
     if perceptual.missing:
         setup.say(f"no LPIPS: {perceptual.missing}")
+    side = setup.prior.card.architecture.image_size
+    plan = plan._replace(needs_lpips=reference.has_lpips(perceptual, side))
+    setup.say(f"{name}: {run.forecast(setup.prior, plan, store, speed)}")
     tally = run.run(setup.prior, plan, store, perceptual, setup.options, name)
     for (method, task), reason in tally.errors.items():
         command_line.say(f"failed: {method} on {task}: {reason}")

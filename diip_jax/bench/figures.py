@@ -19,9 +19,8 @@ from diip_jax import degradations, images, metrics, signals, stopping, storage
 from diip_jax.bench import cells, methods, run, stops, tables, traces
 from diip_jax.bench.baselines import dip
 from diip_jax.bench.cells import Cell, Store
-from diip_jax.bench.run import Options
+from diip_jax.bench.run import Options, Plan
 from diip_jax.bench.traces import Fit, Image, Observe, Subject, Trace
-from diip_jax.photos import reference
 from diip_jax.prior import Prior
 
 BLURRED = "gaussian_blur"  # where DIP gives no clean and sharp image (Sec. 3.3)
@@ -492,54 +491,19 @@ class Pair(NamedTuple):
     default: np.ndarray
 
 
-def grids(
-    prior: Prior, images: Sequence[Image], output: Path, options: Options
-) -> list[Path]:
-    """Draw Figs. 2, 5 and 7, pictures before and after; as `fig3`.
-
-    The restored pictures are those of the cells of Tables 4 and 5. Of both restorations
-    by this package, those that are not there are computed.
-
-    Raises:
-        CellsError: the file of cells holds something else.
-        ImageError: a restored picture cannot be read.
-    """
-    check_installed()
-    files, top = [], tables.head(options, prior, len(images))
-    for name, chosen in GRIDS.items():
-        found = cells_of(name, chosen, prior, images, output, options)
-        pairs, failed = restored(found, images, output)
-        text = [gains_text(task, own) for task, own in pairs.items()]
-        if name in COMPARED:
-            text.append(LEFT_OUT)
-            picture = comparison(
-                [compared(t, prior, images[0], output, options) for t in chosen]
-            )
-        else:
-            picture = before_and_after({task: own[0] for task, own in pairs.items()})
-        files += written(output, name, SHOWN[name], top, picture, text + failed)
-    return files
-
-
-def cells_of(
-    name: str,
-    chosen: Sequence[str],
-    prior: Prior,
-    pictures: Sequence[Image],
-    output: Path,
-    options: Options,
-) -> list[Cell]:
-    """Return the cells of both restorations, computed where they are not there.
+def grid_plan(pictures: Sequence[Image], options: Options) -> Plan:
+    """Return the cells that `grids` needs: both restorations of every task.
 
     Args:
-        name: of the figure, for the progress.
-        chosen: names of tasks.
-        prior: the frozen model.
         pictures: names and clean pictures.
-        output: folder of the cells.
-        options: how the figure is to be made.
+        options: how the figures are to be made.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    plan = run.Plan(
+    check_installed()
+    chosen = dict.fromkeys(task for own in GRIDS.values() for task in own)
+    return Plan(
         tasks={task: methods.pose(task) for task in chosen},
         methods={method: methods.METHODS[method] for method in BOTH},
         images=pictures,
@@ -547,10 +511,37 @@ def cells_of(
         quick=options.quick,
         needs_pictures=True,
     )
-    store = Store(output)
-    perceptual = reference.perceptual_metric("alex")
-    tally = run.run(prior, plan, store, perceptual, options, name)
-    return store.chosen(tally.names)
+
+
+def grids(
+    prior: Prior, images: Sequence[Image], output: Path, options: Options
+) -> list[Path]:
+    """Draw Figs. 2, 5 and 7, pictures before and after; as `fig3`.
+
+    The restored pictures are those of the cells that are there: of `grid_plan`, and in
+    comparisons of all methods.
+
+    Raises:
+        CellsError: the file of cells holds something else.
+        ImageError: a restored picture cannot be read.
+    """
+    check_installed()
+    files, top = [], tables.head(options, prior, len(images))
+    store, plan = Store(output), grid_plan(images, options)
+    both = store.chosen([work.name for work in run.works(prior, plan)])
+    for name, chosen in GRIDS.items():
+        found = [cell for cell in both if cell.name.task in chosen]
+        pairs, failed = restored(found, images, output)
+        text = [gains_text(task, own) for task, own in pairs.items()]
+        if name in COMPARED:
+            text.append(LEFT_OUT)
+            picture = comparison(
+                [compared(t, prior, images[0], store, options) for t in chosen]
+            )
+        else:
+            picture = before_and_after({task: own[0] for task, own in pairs.items()})
+        files += written(output, name, SHOWN[name], top, picture, text + failed)
+    return files
 
 
 def restored(
@@ -601,7 +592,7 @@ def before_and_after(found: Mapping[str, Pair]) -> bytes:
 
 
 def compared(
-    task: str, prior: Prior, picture: Image, output: Path, options: Options
+    task: str, prior: Prior, picture: Image, store: Store, options: Options
 ) -> list[tuple[str, np.ndarray]]:
     """Return titled pictures: y, what each method made of it, and the clean one.
 
@@ -611,12 +602,12 @@ def compared(
         task: its name.
         prior: the frozen model.
         picture: name and clean picture.
-        output: folder of the cells.
+        store: the cells.
         options: how the figure is to be made; the first seed is shown.
     """
     setting = methods.Setting(task, len(picture[1]), options.quick)
     present, _ = methods.available(methods.METHODS, [setting])
-    plan = run.Plan(
+    plan = Plan(
         tasks={task: methods.pose(task)},
         methods={n: m for n, m in present.items() if n not in tables.TRIVIAL},
         images=[picture],
@@ -627,11 +618,11 @@ def compared(
     subject = traces.task(task)(picture, options.seeds[0])
     psnr = metrics.psnr(subject.clean, subject.degraded)
     panels = [(f"{task}\n{psnr:.1f} dB", subject.degraded)]
-    store = Store(output)
     for cell in store.chosen([work.name for work in run.works(prior, plan)]):
         if cell.picture is not None and run.is_there(plan, store, cell.name):
-            title = textwrap.fill(methods.METHODS[cell.name.method].title, LETTERS)
-            image = images.read(output / cell.picture).rgb
+            title = methods.METHODS[cell.name.method].full_title
+            title = textwrap.fill(title, LETTERS)
+            image = images.read(store.folder / cell.picture).rgb
             panels.append((f"{title}\n{cell.psnr:.1f} dB", image))
     return [*panels, ("clean\n", subject.clean)]
 

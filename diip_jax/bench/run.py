@@ -17,7 +17,7 @@ from PIL import Image
 
 from diip_jax import canvas, degradations, entries, images, storage
 from diip_jax.bench import cells, methods
-from diip_jax.bench.baselines.restored import Restored
+from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
 from diip_jax.bench.cells import Cell, Name, Store
 from diip_jax.bench.methods import Method, Pose, Problem, Ready, Setting
 from diip_jax.compilation import compiler_options
@@ -72,6 +72,7 @@ class Plan(NamedTuple):
         by_image: one method after another on each picture, for times to compare; by
             default one picture after another in each method.
         needs_pictures: a cell whose restored picture is not there is computed again.
+        needs_lpips: one without LPIPS is, too.
     """
 
     tasks: Mapping[str, Pose]
@@ -82,6 +83,7 @@ class Plan(NamedTuple):
     context: Any = None
     by_image: bool = False
     needs_pictures: bool = False
+    needs_lpips: bool = False
 
     def setting(self, task: str) -> Setting:
         """Return what the settings of methods depend on."""
@@ -233,8 +235,10 @@ def is_there(plan: Plan, store: Store, name: Name) -> bool:
         name: of the cell.
     """
     cell = store.find(name)
-    if cell is None or not plan.needs_pictures:
-        return cell is not None
+    if cell is None or (plan.needs_lpips and cell.lpips is None):
+        return False
+    if not plan.needs_pictures:
+        return True
     return (
         cell.picture is not None and entries.kind(store.folder / cell.picture) == "file"
     )
@@ -294,7 +298,7 @@ def forecast(prior: Prior, plan: Plan, store: Store, speed: Speed | None) -> str
         method = plan.methods[work.name.method]
         total += (method.evaluations - method.gradients) * speed.forward
         total += method.gradients * speed.gradient
-        total += method.seconds * pixels / 64**2
+        total += method.seconds * pixels / SMALL_SIDE**2
     return f"{counts}; about {duration(total)} without compilation"
 
 
@@ -407,7 +411,7 @@ class Laboratory:
 
     def _write(self, name: Name, image: np.ndarray) -> str:
         """Write a picture as PNG of 8 bits; return where, relative to the cells."""
-        file = f"{name.method}_seed{name.seed}_{name.settings[:8]}.png"
+        file = f"{name.method}_seed{name.seed}_{cells.digest(*name)[:8]}.png"
         path = Path(PICTURES, name.task, name.image, file)
         (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -22,13 +23,13 @@ from diip_jax import storage
 from diip_jax.bench.cells import SCORES, Cell
 from diip_jax.bench.methods import METHODS, Method
 from diip_jax.bench.run import Options
+from diip_jax.bench.tasks import STRUCTURED, TABLE4, TABLE5, TASKS, UNSTRUCTURED
 from diip_jax.prior import Prior
 
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
 HEADS = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓"}
 DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 TRIVIAL = ("input",)
-OURS = ("diip-paper", "diip-adapted", "diip", "diip-oracle")
 PACKAGES = ("diip-jax", "jax", "jaxlib", "flax", "numpy")
 LONG = ("sr8",)  # left out where minutes must do: programs of its own, as sr4 has
 TIMES = "table6"  # the table of time and memory
@@ -41,35 +42,44 @@ class Table(NamedTuple):
     Attributes:
         title: for its head.
         tasks: its columns, by name, with the title that each gets.
-        methods: its rows, by name; a trivial one is always among them.
+        methods: its rows, by name.
         count: pictures by default, so that all tables take a night on two cores.
+        more: columns that it has where they are named, with their titles.
     """
 
     title: str
     tasks: Mapping[str, str]
     methods: Sequence[str]
     count: int
+    more: Mapping[str, str] = MappingProxyType({})
 
 
-STRUCTURED = {
-    "denoise": "Denoising",
-    "sr4": "Super-resolution (×4)",
-    "sr8": "Super-resolution (×8)",
-}
-UNSTRUCTURED = {
-    "jpeg": "JPEG de-artifacting",
-    "deformation": "Non-uniform deformation",
-    "water": "Water-drop removal",
-}
-COLUMNS = STRUCTURED | UNSTRUCTURED
+def titles(tasks: Iterable[str]) -> Mapping[str, str]:
+    """Return tasks by name, with their titles."""
+    return {name: TASKS[name].title for name in tasks}
+
+
 TABLES: Mapping[str, Table] = {
-    "table4": Table("Table 4: structured damage", STRUCTURED, tuple(METHODS), 4),
-    "table5": Table("Table 5: unstructured damage", UNSTRUCTURED, tuple(METHODS), 4),
+    "table4": Table(
+        "Table 4: structured damage",
+        titles(TABLE4),
+        tuple(METHODS),
+        4,
+        titles(STRUCTURED),
+    ),
+    "table5": Table(
+        "Table 5: unstructured damage",
+        titles(TABLE5),
+        tuple(METHODS),
+        4,
+        titles(UNSTRUCTURED),
+    ),
     "table6": Table(
         "Table 6: runtime and memory",
-        {"denoise": STRUCTURED["denoise"], "jpeg": UNSTRUCTURED["jpeg"]},
+        titles(("denoise", "jpeg")),
         ("gdp", "bird", "blind-dps", "dreamclean", "diip-paper", "diip"),
         2,
+        titles(TASKS),
     ),
 }
 
@@ -139,7 +149,7 @@ def chosen(
     Args:
         table: the whole table.
         methods: names; all if None.
-        tasks: names; all if None.
+        tasks: names; if None those that it has without being asked.
         quick: without the tasks that minutes do not allow, unless they are named.
     """
     if tasks is None and quick:
@@ -148,8 +158,8 @@ def chosen(
         rows = [m for m in table.methods if m in methods or m in TRIVIAL]
         table = table._replace(methods=rows)
     if tasks is not None:
-        columns = {t: title for t, title in table.tasks.items() if t in tasks}
-        table = table._replace(tasks=columns)
+        known = {**table.tasks, **table.more}
+        table = table._replace(tasks={t: known[t] for t in known if t in tasks})
     return table
 
 
@@ -305,7 +315,7 @@ def quality(table: Table, cells: Sequence[Cell], top: Sequence[str]) -> str:
         "\n".join(top),
         grid(_quality_rows(table, found)),
         "Mean ± its standard error over pictures. Best of the blind methods in bold, "
-        "but for those that look at the clean picture.",
+        "but for those that look at the clean picture, or failed on one.",
         "\n".join(orderings(cells)),
         grid(_cost_rows(table, found)),
         "Evaluations of the prior's network, in brackets how many were differentiated; "
@@ -328,7 +338,7 @@ def _quality_rows(
         for task, score in columns:
             entry = found.get((task, method))
             text = "-" if entry is None else number(entry.means[score], DIGITS[score])
-            is_best = best[task, score] == method
+            is_best = method in best[task, score]
             texts.append(f"**{text}**" if is_best else text)
         rows.append([METHODS[method].full_title, *texts])
     return rows
@@ -339,16 +349,21 @@ def _methods(table: Table, found: Mapping[tuple[str, str], Entry]) -> list[str]:
     return [method for method in table.methods if method in present]
 
 
-def _best(found: Mapping[tuple[str, str], Entry], task: str, score: str) -> str | None:
-    """Return the best blind method of a column, None where there is none."""
+def _best(
+    found: Mapping[tuple[str, str], Entry], task: str, score: str
+) -> Sequence[str]:
+    """Return the best blind methods of a column: all that are so in print.
+
+    One that failed on a picture is none: its mean is over other pictures.
+    """
     sign = 1 if HIGHER_IS_BETTER[score] else -1
-    values = [
-        (sign * value, method)
+    values = {
+        method: sign * round(value, DIGITS[score])
         for (of, method), entry in found.items()
-        if of == task and competes(method)
+        if of == task and competes(method) and not entry.errors
         if (value := entry.means[score].value) is not None
-    ]
-    return max(values)[1] if values else None
+    }
+    return [m for m, value in values.items() if value == max(values.values())]
 
 
 def competes(method: str) -> bool:
@@ -449,9 +464,10 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
         return ["Ordering: no two methods here are in the paper's table."]
     clear = sum(_is_clear(r.difference) for r in found)
     lines = [
-        f"Ordering: of {compared} pairs of methods that the paper has too, "
+        f"Ordering: of {compared} comparisons of methods that the paper has too, "
         f"{len(found)} are the other way round here, {clear} of them by more than two "
-        "standard errors of their difference (in bold)."
+        "standard errors of their difference (in bold). A comparison is of two methods "
+        "in one column."
     ]
     columns: dict[tuple[str, str], list[str]] = {}
     for r in found:
@@ -460,7 +476,7 @@ def orderings(cells: Sequence[Cell]) -> list[str]:
         text = f"**{text}**" if _is_clear(r.difference) else text
         columns.setdefault((r.task, r.score), []).append(text)
     for (task, score), texts in columns.items():
-        lines.append(f"- {COLUMNS[task]}, {score.upper()}: {'; '.join(texts)}")
+        lines.append(f"- {TASKS[task].title}, {score.upper()}: {'; '.join(texts)}")
     return lines
 
 

@@ -171,8 +171,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         task.name: task
         for task in (
             Task("denoise", "Denoising", denoise),
-            Task("sr4", "Super-resolution (x4)", super_resolution(4)),
-            Task("sr8", "Super-resolution (x8)", super_resolution(8)),
+            Task("sr4", "Super-resolution (×4)", super_resolution(4)),
+            Task("sr8", "Super-resolution (×8)", super_resolution(8)),
             Task("jpeg", "JPEG de-artifacting", jpeg),
             Task(
                 "deformation",
@@ -194,3 +194,6 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 )
 TABLE4 = ("denoise", "sr4", "sr8")
 TABLE5 = ("jpeg", "deformation", "water")
+# beside those of the paper's tables: linear damage, and other
+STRUCTURED = ("gaussian_blur", "motion_blur", "gaussian_noise")
+UNSTRUCTURED = ("drops", "nonuniform_blur")

@@ -3,9 +3,9 @@
     python -m diip_jax.bench.tune gdp dps --prior faces64 --images FOLDER --output DIR
 
 Every combination of the values in a method's `GRID` restores each picture of each task
-of tables 4 and 5 that is for the method. The best mean PSNR over all tasks wins. All
-methods have the same budget: no grid has more than 8 combinations. The pictures must
-not be those of a table.
+that is for the method, of tables 4 and 5 or of `--tasks`. The best mean PSNR over all
+tasks wins. All methods have the same budget: no grid has more than 8 combinations. The
+pictures must not be those of a table.
 
 A combination is a method with settings of its own, and its results are cells, as those
 of `python -m diip_jax.bench`: the same command again computes what is missing. The
@@ -24,6 +24,7 @@ from diip_jax.bench.command import Setup, UsageError
 from diip_jax.bench.methods import Adapted, Baseline, Method, Setting
 from diip_jax.bench.run import Plan
 from diip_jax.bench.tables import Entry, Table
+from diip_jax.bench.tasks import TABLE4, TABLE5, TASKS
 
 PROGRAM = "python -m diip_jax.bench.tune"
 MOST = 8  # combinations of a method
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Make the tables of all methods and return how many cells failed."""
-    command.check("tasks", given.tasks, list(tables.COLUMNS))
+    command.check("tasks", given.tasks, list(TASKS))
     found = {
         name: variants(name, fixed(name, dict(given.set or ())), given.quick)
         for name in given.methods
@@ -163,7 +164,9 @@ def tune(name: str, found: Mapping[str, Method], setup: Setup) -> int:
     """
     method, given = methods.METHODS[name], setup.given
     side = setup.prior.card.architecture.image_size
-    whole = Table(method.full_title, tables.COLUMNS, list(found), COUNT)
+    columns = tables.titles((*TABLE4, *TABLE5))
+    more = tables.titles(TASKS)
+    whole = Table(method.full_title, columns, list(found), COUNT, more)
     asked = tables.chosen(whole, None, given.tasks, given.quick).tasks
     ours = [t for t in asked if method.make(Setting(t, side, given.quick))]
     if not ours:

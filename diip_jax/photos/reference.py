@@ -138,17 +138,39 @@ def compare(
         One number per name; None for what so small an image, or a machine without
         weights for LPIPS, does not allow.
     """
-    network, weights = perceptual.network, perceptual.weights
-    side = min(reference.shape[:2])
-    scores: dict[str, float | None] = dict.fromkeys(score_names(network)[:-2])
-    for ending, image in (("_before", before), ("", after)):
-        scores[f"psnr{ending}"] = metrics.psnr(reference, image)
-        if side >= metrics.SMALLEST_SIDE:
-            scores[f"ssim{ending}"] = metrics.ssim(reference, image)
-        if weights is not None and side >= lpips.SMALLEST_SIDE[network]:
-            distance = _lpips(network, weights, reference, image)
-            scores[f"lpips_{network}{ending}"] = float(distance)
-    return scores
+    pairs = [score(perceptual, reference, image) for image in (before, after)]
+    return {
+        name + ending: scores[name]
+        for name in pairs[0]
+        for ending, scores in zip(("_before", ""), pairs, strict=True)
+    }
+
+
+def score(
+    perceptual: PerceptualMetric, reference: np.ndarray, image: np.ndarray
+) -> dict[str, float | None]:
+    """Return "psnr", "ssim" and "lpips_NETWORK" of one image, as `compare` does.
+
+    Args:
+        perceptual: of `perceptual_metric`.
+        reference: the clean image, (H, W, 3) in [0, 1].
+        image: the other one.
+    """
+    network, side = perceptual.network, min(reference.shape[:2])
+    found: dict[str, float | None] = {"psnr": metrics.psnr(reference, image)}
+    can = side >= metrics.SMALLEST_SIDE
+    found["ssim"] = metrics.ssim(reference, image) if can else None
+    distance = None
+    if has_lpips(perceptual, side):
+        assert perceptual.weights is not None
+        distance = float(_lpips(network, perceptual.weights, reference, image))
+    return {**found, f"lpips_{network}": distance}
+
+
+def has_lpips(perceptual: PerceptualMetric, side: int) -> bool:
+    """Tell whether LPIPS can be had of images whose shorter side has so many pixels."""
+    is_large = side >= lpips.SMALLEST_SIDE[perceptual.network]
+    return perceptual.weights is not None and is_large
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -75,7 +75,7 @@ def test_tables_are_made_and_made_again_from_the_same_cells(
     assert f"table4 table6 --images {folder}" in text
     assert "**quick**" in text
     # DIP and DIIP in PSNR and SSIM of two tasks; LPIPS needs larger pictures
-    assert "Ordering: of 4 pairs" in text
+    assert "Ordering: of 4 comparisons" in text
     assert len(list(Store(tmp_path))) == 24
 
     assert bench("table4", *given, "--count", 3) == command.EXIT_OK
@@ -89,6 +89,39 @@ def test_rows_and_columns_can_be_chosen(folder, prior, fakes, tmp_path):
     names = [cell.name for cell in Store(tmp_path)]
     assert {(n.method, n.task) for n in names} == {("input", "sr8"), ("diip", "sr8")}
     assert {(n.image, n.seed) for n in names} == {("1.png", 0), ("1.png", 1)}
+
+
+def test_damage_that_no_table_of_the_paper_has_is_a_column_where_it_is_named(
+    folder, prior, fakes, tmp_path
+):
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--count", 1]
+    tasks = ["--tasks", "motion_blur,drops,jpeg"]
+    assert bench("table4", "table5", *given, *tasks) == command.EXIT_OK
+    heads = [
+        next(x for x in (tmp_path / file).read_text().splitlines() if "Method |" in x)
+        for file in ("table4.md", "table5.md")
+    ]
+    assert "Motion blur" in heads[0]
+    assert "JPEG" in heads[1]
+    assert "Drops on the lens" in heads[1]
+    assert "Denoising" not in "".join(heads)
+
+
+def test_a_cell_of_the_grids_that_fails_is_counted(
+    folder, prior, fakes, tmp_path, capsys, monkeypatch
+):
+    def broken(problem, key):
+        raise ValueError("no such picture")
+
+    monkeypatch.setitem(methods.METHODS, "diip", fake.method(broken, "broken"))
+    adapted = fake.method(lambda problem, key: problem.y, "adapted")
+    monkeypatch.setitem(methods.METHODS, "diip-adapted", adapted)
+    given = ["--images", folder, "--prior", prior, "--output", tmp_path, "--count", 1]
+    assert bench("grids", *given) == command.EXIT_SOME_FAILED
+    told = capsys.readouterr().err
+    assert "failed: diip on jpeg: ValueError: no such picture" in told
+    assert "grids: 1 pictures, 2 methods, 6 tasks" in told
+    assert (tmp_path / "fig7.png").is_file()
 
 
 def test_cells_that_fail_are_counted(folder, prior, fakes, tmp_path, capsys):

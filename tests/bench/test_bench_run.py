@@ -1,5 +1,6 @@
 """A run: which cells, in which order, with which keys, and what becomes of errors."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -68,6 +69,30 @@ def test_a_picture_that_is_gone_is_made_again_where_it_is_needed(tmp_path):
     assert fake.compute(tmp_path, plan)[1].num_computed == 1
     assert gone.read_bytes() == before
     assert fake.compute(tmp_path, plan)[1].num_computed == 0
+
+
+def test_pictures_of_other_priors_and_of_equal_names_have_files_of_their_own(tmp_path):
+    plan = fake.plan({"a": fake.method(jittered)}, 1)
+    other = [(name, 1 - clean) for name, clean in plan.images]
+    card = dataclasses.replace(fake.PRIOR.card, sha256="1" * 64)
+    found = [
+        fake.compute(tmp_path, plan),
+        fake.compute(tmp_path, plan._replace(images=other)),
+        fake.compute(tmp_path, plan, fake.PRIOR.replace(card=card)),
+    ]
+    files = {store.find(tally.names[0]).picture for store, tally in found}
+    assert len(files) == 3
+    assert all((tmp_path / file).is_file() for file in files)
+
+
+def test_a_cell_without_lpips_is_computed_again_where_lpips_can_be_had(tmp_path):
+    plan = fake.plan({"a": fake.method(jittered)}, 1)
+    assert fake.compute(tmp_path, plan)[1].num_computed == 1
+    asked = plan._replace(needs_lpips=True)
+    store, tally = fake.compute(tmp_path, asked)  # it cannot be had here
+    assert tally.num_computed == 1
+    store.add(store.find(tally.names[0])._replace(lpips=0.5))
+    assert fake.compute(tmp_path, asked)[1].num_computed == 0
 
 
 def test_results_do_not_depend_on_the_order_of_work(tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diip_jax.bench import figures, methods, tasks, traces
+from diip_jax.bench import figures, methods, run, tasks, traces
 from diip_jax.bench.baselines.restored import Restored
-from diip_jax.bench.cells import Cell, Name, digest
+from diip_jax.bench.cells import Cell, Name, Store, digest
 from diip_jax.bench.methods import Method, Problem, Ready
 from diip_jax.bench.run import Options
 from diip_jax.photos import reference
@@ -308,6 +308,14 @@ def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "GRIDS", {"fig5": ("denoise", "jpeg")})
     monkeypatch.setattr(reference, "perceptual_metric", lambda _: nothing)
     options = Options("bench x")
+
+    def compute():
+        plan = figures.grid_plan(IMAGES, options)
+        store = Store(tmp_path)
+        tally = run.run(tiny_prior, plan, store, nothing, options, "grids")
+        return store.chosen(tally.names)
+
+    cells = compute()
     files = figures.grids(tiny_prior, IMAGES, tmp_path, options)
     content, _ = written(files, "fig5")
     denoise = re.search("- denoise: (.*)", content)[1]
@@ -315,13 +323,8 @@ def test_grids_show_what_the_cells_hold(tiny_prior, tmp_path, monkeypatch):
     assert re.search(r"default, .*, by -?0.0 \(-?0.0 to -?0.0\) dB", denoise)
     assert "DIIP, adapted, is better than y in " in denoise
 
-    def found():
-        return figures.cells_of(
-            "fig5", ("denoise", "jpeg"), tiny_prior, IMAGES, tmp_path, options
-        )
-
     seen.clear()
-    cells = found()
+    assert compute() == cells
     assert not seen  # they are there
     pairs, failed = figures.restored(cells, IMAGES, tmp_path)
     assert not failed
@@ -341,10 +344,10 @@ def test_a_comparison_shows_the_methods_that_have_cells(
     monkeypatch.setattr(methods, "METHODS", found)
     monkeypatch.setattr(methods, "pose", pose)
     monkeypatch.setattr(reference, "perceptual_metric", lambda _: nothing)
-    monkeypatch.setattr(figures, "BOTH", ("input", *names[1:3]))  # computes these
-    options, task = Options("bench x", seeds=(0, 1)), "denoise"
-    figures.cells_of("fig5", (task,), tiny_prior, IMAGES, tmp_path, options)
-    panels = figures.compared(task, tiny_prior, IMAGES[1], tmp_path, options)
+    options, task, store = Options("bench x", seeds=(0, 1)), "denoise", Store(tmp_path)
+    plan = run.Plan({task: pose(task)}, {n: found[n] for n in names[:3]}, IMAGES, (0,))
+    run.run(tiny_prior, plan, store, nothing, options, "some")
+    panels = figures.compared(task, tiny_prior, IMAGES[1], store, options)
     titles = [title.rsplit("\n", 1)[0] for title, _ in panels]
     # y is the row "input"; nothing was computed of the last method.
     assert titles == [task, "adapted", "a method of a long\nname", "clean"]

@@ -164,6 +164,15 @@ def test_what_is_not_installed_costs_its_row_alone(monkeypatch):
     ]
 
 
+def test_a_module_of_ours_that_is_missing_is_no_row_to_leave_out(monkeypatch):
+    def broken(setting):
+        raise ModuleNotFoundError("No module named 'x'", name="diip_jax.bench.x")
+
+    monkeypatch.setitem(METHODS, "dip", METHODS["dip"]._replace(make=broken))
+    with pytest.raises(ModuleNotFoundError):
+        methods.available(["dip"], [SETTING])
+
+
 def test_a_baseline_gets_what_its_kind_is_told(monkeypatch):
     """The measurement with its operator, or y; its settings with the sigma of both."""
     module = types.ModuleType("diip_jax.bench.baselines.fake")

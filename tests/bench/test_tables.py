@@ -77,6 +77,20 @@ def test_a_table_as_csv_has_a_line_for_each_task_and_method():
     assert first["evaluations"] == "10"
 
 
+def test_bold_are_all_that_print_as_the_best_and_have_all_pictures():
+    wide = TABLE._replace(methods=("dip", "dreamclean", "diip-paper"))
+    about = {"digest": "b", "method": "dip", "task": "jpeg"}
+    given = [
+        *cells([40.0], "dip"),
+        fake.cell(0.0, error="ValueError: no", **about),
+        *cells([20.001, 22.0], "dreamclean"),
+        *cells([20.0, 22.0], "diip-paper"),
+    ]
+    text = tables.quality(wide, given, [])
+    assert text.count("**21.00 ± 1.00**") == 2
+    assert "| DIP | 40.00 |" in text
+
+
 def test_bold_is_for_blind_methods_alone():
     blind = [m for m in METHODS if tables.competes(m)]
     assert {"input", "dip", "dreamclean", "diip-paper", "diip"} <= set(blind)
@@ -109,7 +123,7 @@ def test_orderings_that_are_not_the_papers_are_said():
     error = np.std(differences, ddof=1) / np.sqrt(3)
     assert found[0].difference.error == pytest.approx(error)
     first, second, *_ = tables.orderings(given)
-    assert "of 9 pairs" in first
+    assert "of 9 comparisons" in first
     assert "3 are the other way round here, 0 of them by more than two" in first
     assert second == (
         "- JPEG de-artifacting, PSNR: DreamClean over DIIP, paper by 0.77 ± 1.26"
@@ -123,7 +137,7 @@ def test_orderings_that_are_not_the_papers_are_said():
 def test_orderings_like_the_papers_are_said_too():
     given = [*cells([20.0, 21.0], "dip"), *cells([26.0, 28.0], "diip-paper")]
     (line,) = tables.orderings(given)
-    assert "of 3 pairs of methods that the paper has too, 0 are the other" in line
+    assert "of 3 comparisons of methods that the paper has too, 0 are the other" in line
     assert "no two methods" in tables.orderings(cells([20.0], "input"))[0]
 
 

@@ -36,8 +36,8 @@ def applied(operator, x):
 def test_the_tables_of_the_paper_have_their_tasks():
     assert [TASKS[name].title for name in tasks.TABLE4] == [
         "Denoising",
-        "Super-resolution (x4)",
-        "Super-resolution (x8)",
+        "Super-resolution (×4)",
+        "Super-resolution (×8)",
     ]
     assert [TASKS[name].title for name in tasks.TABLE5] == [
         "JPEG de-artifacting",
@@ -45,6 +45,8 @@ def test_the_tables_of_the_paper_have_their_tasks():
         "Water-drop removal",
     ]
     assert all(task.name == name for name, task in TASKS.items())
+    groups = (tasks.TABLE4, tasks.TABLE5, tasks.STRUCTURED, tasks.UNSTRUCTURED)
+    assert sorted(name for group in groups for name in group) == sorted(TASKS)
 
 
 @pytest.mark.parametrize("name", TASKS)
