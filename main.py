@@ -72,7 +72,7 @@ ALIASES = {
     "eps": "epsilon",
     "steps": "num_steps",
 }
-_VERBOSE = {"-v": "--verbose=1", "--verbose": "--verbose=1", "-vv": "--verbose=2"}
+_VERBOSE = {"-v": "1", "--verbose": "1", "-vv": "2"}  # what they say without a value
 # How warnings begin that JAX and `compilation` give for each program.
 CACHE_WARNINGS = (
     "Error reading persistent compilation cache",
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_OK
     try:
         patterns = _parse(arguments)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # the latter for --no_json=1
         return _fail(EXIT_USAGE, f"{error}; see --help")
     except OSError as error:
         return _fail(EXIT_FILE, f"cannot read --config: {error}")
@@ -320,6 +320,8 @@ def _run(patterns: Sequence[str]) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    for line in command.ignored(settings, _given(SETTINGS)):
+        terminal.say(f"warning: {line}")
     how: dict[str, Any] = {
         "recursive": FLAGS.recursive,
         "shard": shard,
@@ -374,14 +376,14 @@ def _shared_cache(cache: Path | None) -> Path | None:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     """Set the flags and return the images named; nothing of an earlier call stays."""
-    program, *given = [_canonical(argument) for argument in arguments]
+    program, given = arguments[0], _canonical(arguments[1:])
     named = _set([program, *given])
     path: str | None = FLAGS.config
     if path is not None:
         try:
             from_file = _from_file(path)
             _set([program, *from_file])  # alone, so that an error is the file's
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:
             raise flags.Error(f"--config {path}: {error}") from error
         named = _set([program, *from_file, *given])  # the last one counts
     return [*FLAGS.image, *named]
@@ -394,16 +396,29 @@ def _set(arguments: Sequence[str]) -> list[str]:
     return FLAGS(arguments)[1:]
 
 
-def _canonical(argument: str) -> str:
-    """Write a flag as absl knows it: --k-min is --k_min, --no-json is --nojson."""
-    if argument in _VERBOSE:
-        return _VERBOSE[argument]
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
+def _canonical(arguments: Sequence[str]) -> list[str]:
+    """Write flags as absl knows them; what is behind "--" is no flag."""
+    left, found = list(arguments), []
+    while left:
+        argument = left.pop(0)
+        if argument == "--":
+            return [*found, argument, *left]
+        if argument in _VERBOSE:
+            has_value = bool(left) and left[0] in ("0", "1", "2")
+            argument = f"--verbose={left.pop(0) if has_value else _VERBOSE[argument]}"
+        found.append(_with_underscores(argument))
+    return found
+
+
+def _with_underscores(argument: str) -> str:
+    """Write --k-min as --k_min, --no-json as --nojson, where there are such flags."""
+    name, equals, value = argument.removeprefix("--").partition("=")
     name = name.replace("-", "_")
     if name.startswith("no_"):
         name = f"no{name.removeprefix('no_')}"
+    is_flag = name in FLAGS or name.removeprefix("no") in FLAGS
+    if not (argument.startswith("--") and is_flag):
+        return argument
     return f"--{name}{equals}{value}"
 
 
@@ -423,9 +438,13 @@ def _from_file(path: str) -> list[str]:
         if not isinstance(value, str | int | float | list):
             raise flags.Error(f"{name} is {value!r}; give it the value of a flag")
         for item in value if isinstance(value, list) else [value]:
-            text = str(item).lower() if isinstance(item, bool) else item
-            arguments.append(_canonical(f"--{name}={text}"))
-    return arguments
+            if isinstance(item, bool):
+                positive = name.removeprefix("no_").removeprefix("no-")
+                truth = item == (positive == name)  # no_json = true is json = false
+                arguments.append(f"--{positive}={str(truth).lower()}")
+            else:
+                arguments.append(f"--{name}={item}")
+    return _canonical(arguments)
 
 
 def _help() -> str:

@@ -107,10 +107,11 @@ def main(arguments: Sequence[str]) -> int:
 
     from checkpoints_convert.registry import WeightsError
     from checkpoints_convert.tensors import ConversionError, FactsError
+    from diip_jax.prior import PriorError
 
     try:
         return _run(given)
-    except FactsError as error:
+    except (FactsError, PriorError) as error:
         return _fail(EXIT_USAGE, error)
     except ConversionError as error:
         return _fail(EXIT_INPUT, error)
@@ -118,6 +119,11 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(EXIT_WEIGHTS, error)
     except MemoryError:
         return _fail(EXIT_MEMORY, "not enough memory to hold the weights")
+    except OSError as error:
+        if error.filename is None:  # no place, but standard output
+            raise
+        what = f"cannot write {error.filename}: {error.strerror or error}"
+        return _fail(EXIT_USAGE, f"{what}; give another folder")
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -5,32 +5,31 @@ from pathlib import Path
 
 from checkpoints_convert import download, registry
 from checkpoints_convert.convert import Request, convert
-from checkpoints_convert.tensors import FactsError
 from diip_jax import entries, storage
 from diip_jax import prior as priors
 from diip_jax.prior import Prior, PriorError
 
 
 def check_output(folder: Path) -> None:
-    """Raise FactsError where a prior must not, or cannot, be written."""
+    """Raise what `write` would raise, before there is a prior to write.
+
+    Raises:
+        PriorError: the folder holds something else.
+        OSError: it cannot be written.
+    """
     folder = folder.absolute()
-    try:
+    with storage.refusals(folder):
         priors.check_place(folder)
         above = [p for p in folder.parents if entries.kind(p) != "nothing"]
         storage.check_writable(above[0] / f"{folder.name}.part")
-    except PriorError as error:
-        raise FactsError(str(error)) from error
-    except OSError as error:
-        raise FactsError(
-            f"cannot write {folder}: {error.strerror or error}; give another folder"
-        ) from error
 
 
 def write(prior: Prior, folder: Path) -> None:
     """Write a prior to a folder, in place of the one that may be there.
 
     Raises:
-        FactsError: the folder holds something else.
+        PriorError: the folder holds something else.
+        OSError: it cannot be written.
     """
     check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +58,7 @@ def locate(
         PriorError: nothing is called so.
         WeightsError: it is out of reach.
         ConversionError: it cannot be converted.
+        OSError: the cache cannot be written.
     """
     try:
         return priors.locate(name)
@@ -99,6 +99,8 @@ def obtain(
     Raises:
         WeightsError: unknown name, or no source gave the right file.
         ConversionError: the file is not what the registry says.
+        PriorError: the place in the cache holds something else.
+        OSError: the prior cannot be written there.
     """
     row = registry.lookup_public(name)
     folder = Path(cache) / "priors" / name

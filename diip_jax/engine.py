@@ -84,7 +84,8 @@ class LaneReport(NamedTuple):
     Attributes:
         job: index of the job.
         start: index of the start.
-        iteration: last iteration done, counted from 0.
+        iteration: last iteration done, counted from 0; 0 where none is.
+        num_iterations: how many are done; none where a first look sufficed.
         loss: its loss.
         decrease: its normalised decrease of the loss.
         sharpness: its variance of the Laplacian.
@@ -97,6 +98,7 @@ class LaneReport(NamedTuple):
     job: int
     start: int
     iteration: int
+    num_iterations: int
     loss: float
     decrease: float
     sharpness: float
@@ -722,7 +724,7 @@ def _insert(lanes: Lanes, lane: int, new: Lanes) -> Lanes:
 
 @jax.jit
 def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
-    """Return iteration, loss, decrease and sharpness of each lane, each (L,)."""
+    """Return iterations done, loss, decrease and sharpness of each lane, each (L,)."""
     state = lanes.state
     last = jnp.maximum(state.k - 1, 0)[:, None]
     before = jnp.maximum(state.k - 2, 0)[:, None]
@@ -732,7 +734,7 @@ def _latest_numbers(lanes: Lanes) -> tuple[jax.Array, ...]:
 
     loss, loss_before = at(state.losses, last), at(state.losses, before)
     sharpness = at(state.sharpnesses, last)
-    return last[:, 0], loss, decrease(loss_before, loss), sharpness
+    return state.k, loss, decrease(loss_before, loss), sharpness
 
 
 class _Lane(NamedTuple):
@@ -766,7 +768,8 @@ def _lane_report(
     return LaneReport(
         job=owner.job,
         start=owner.start,
-        iteration=int(k),
+        iteration=max(int(k) - 1, 0),
+        num_iterations=int(k),
         loss=loss,
         decrease=decrease,
         sharpness=sharpness,

@@ -27,6 +27,7 @@ from diip_jax.schedule import Schedule
 from diip_jax.unets import adm, ddpm
 
 CARD_SCHEMA = "diip.prior/1"
+OVERHEAD = 2**18  # bytes of what Orbax writes beyond the arrays
 _families: dict[str, tuple[type, type[nn.Module]]] = {
     "adm": (adm.ADMConfig, adm.ADMUNet),
     "ddpm": (ddpm.DDPMConfig, ddpm.DDPMUNet),
@@ -207,23 +208,38 @@ def save(path: str | Path, prior: Prior) -> None:
         PriorError: the folder holds something else.
         OSError: it cannot be written.
     """
-    import orbax.checkpoint as ocp
-
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).view(_Uncopied), prior.params)
-    # Uncompressed: weights hardly compress, and Orbax would hold the result in memory.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-    check_place(Path(path))
-    card = prior.card.to_json() + "\n"
+    path, card = Path(path), prior.card.to_json() + "\n"
+    check_place(path)
 
     def write(folder: Path) -> None:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(folder / "params", ocp.args.PyTreeSave(params))
+        save_arrays(folder / "params", prior.params)
         (folder / "card.json").write_text(card, encoding="utf-8")
 
     # Orbax writes in threads of its own. An interrupt of `save` in this thread would
     # leave them at work in a folder that is being deleted.
-    with storage.replacing(Path(path).absolute()) as folder:
+    with storage.refusals(path), storage.replacing(path.absolute()) as folder:
         _in_a_thread(lambda: write(folder))
+
+
+def save_arrays(folder: Path, arrays: Any) -> None:
+    """Write an Orbax checkpoint, to be called within `storage.refusals`.
+
+    Not asynchronously, which waits minutes for what a full disk never gives.
+
+    Args:
+        folder: the checkpoint to be; the folder above it is there.
+        arrays: pytree.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf).view(_Uncopied), arrays)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    storage.check_room(folder.parent, num_bytes + OVERHEAD)
+    # Uncompressed: weights hardly compress, and Orbax would hold the result in memory.
+    alone = orbax_alone()
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
+    with ocp.Checkpointer(handler, **alone) as checkpointer:
+        checkpointer.save(folder, ocp.args.PyTreeSave(arrays))
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ callers say what could not be written. In a store an object appears whole by its
 
 import contextlib
 import errno
+import logging
 import os
 import platform
 import re
@@ -132,6 +133,31 @@ def replacing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Raise what the system refuses in the block as an `OSError` of `path`.
+
+    Its own would name a part, which is not there any more. Orbax raises a ValueError or
+    RuntimeError, with the system's number in its text, and logs tracebacks.
+
+    Args:
+        path: the place as its user knows it.
+    """
+    log = logging.getLogger("absl")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's way
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number is None:
+            raise
+        reason = getattr(error, "strerror", None) or os.strerror(number)
+        raise OSError(number, reason, str(path)) from error
+    finally:
+        log.disabled = was_disabled
 
 
 def settled(folder: Path) -> Path:

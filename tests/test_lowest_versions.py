@@ -23,7 +23,6 @@ def lowest():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["convert"]]
     bounds = dict(BOUND.fullmatch(line).groups() for line in wanted)
-    del bounds["torch"]  # gigabytes, and no file needs it to be read
     return [f"{name}=={version}" for name, version in bounds.items()]
 
 

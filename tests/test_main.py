@@ -1279,6 +1279,42 @@ def test_verbose_tells_settings_plan_and_times(run, tmp_path, caplog):
     assert "Compiling" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "verbose", "named"),
+    [
+        (["-v"], 1, ["x.png"]),
+        (["-v", "2"], 2, ["x.png"]),
+        (["--verbose", "0", "y.png"], 0, ["x.png", "y.png"]),
+        (["-vv", "3"], 2, ["x.png", "3"]),
+        (["--", "-v", "--my-photo.png"], 0, ["x.png", "-v", "--my-photo.png"]),
+        (["--suffix", "--no-x"], 0, ["x.png"]),
+    ],
+)
+def test_what_is_a_flag_and_what_a_photo(given, verbose, named):
+    assert main._parse(["main.py", "x.png", *given]) == named
+    assert main.FLAGS.verbose == verbose
+    assert main.FLAGS.suffix in ("diip", "--no-x")
+
+
+def test_settings_that_nothing_reads_are_told_and_asked_iterations_are_had(
+    run, tmp_path
+):
+    save(tmp_path / "x.png", seeded.image(400, 400))
+    matched = ["--start=matched", "--criterion=discrepancy", "--num_steps=1"]
+    given = [*matched, "--dry_run", "--json"]
+    code, out, err = run("x.png", *given, "--max_iterations=50", "--k_min=5")
+    assert code == 0
+    # 224x224 pixels; a look at the photo, and at each start
+    assert json.loads(out)["plan"]["max_unet_calls"] == 50 + 2
+    warnings_said = [line for line in err.splitlines() if "no effect" in line]
+    assert len(warnings_said) == 1
+    assert warnings_said[0].startswith("warning: k_min has no effect where start is")
+    code, out, err = run("x.png", *given, "--start=random")
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+    assert "use num_steps 3 or more" in err
+
+
 def test_no_progress_leaves_the_rest(run, tmp_path):
     save(tmp_path / "x.png")
     said = run("x.png", "-v", "--no-progress")[2]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 
@@ -21,6 +22,7 @@ from diip_jax.schedule import Schedule, linear_alphas_cumprod
 from diip_jax.unets import layers
 from diip_jax.unets.adm import ADMConfig, ADMUNet
 from helpers import seeded
+from helpers.disks import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,32 @@ def test_prior_survives_the_disk(saved, tiny_prior):
     assert jax.tree.structure(loaded) == jax.tree.structure(tiny_prior)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(tiny_prior), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_full_disk_is_an_error_of_the_place(tmp_path, tiny_prior, capfd):
+    with small_disk(tmp_path / "disk", 300) as disk:  # the weights take 700
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            priors.save(disk / "tiny", tiny_prior)
+        assert not list(disk.iterdir())
+    assert caught.value.filename == str(tmp_path / "disk" / "tiny")
+    assert capfd.readouterr().err == ""  # no traceback of Orbax
+
+
+def test_a_disk_that_is_full_after_all_is_an_error_of_the_place(
+    tmp_path, tiny_prior, monkeypatch
+):
+    """As TensorStore says it, in a folder that has a prior already."""
+    priors.save(tmp_path / "tiny", tiny_prior)
+
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        priors.save(tmp_path / "tiny", tiny_prior)
+    assert caught.value.filename == str(tmp_path / "tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert priors.read_card(tmp_path / "tiny") == tiny_prior.card
 
 
 def test_weights_that_do_not_fit_the_card_are_refused(saved, tmp_path):

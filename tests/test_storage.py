@@ -368,6 +368,32 @@ def test_room_on_a_disk_is_told_and_none_taken(tmp_path):
         assert not list(disk.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/of/a/part"),
+        ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='28']\nand so on"),
+        RuntimeError("Failed to write [os_error_code='28']"),
+    ],
+)
+def test_what_the_system_refuses_is_an_error_of_the_place(tmp_path, error):
+    """As the system says it, and as TensorStore does."""
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        storage.refusals(tmp_path),
+    ):
+        raise error
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize("error", [ValueError("[ENOSPC]"), OSError("no number")])
+def test_what_the_system_has_not_said_stays(tmp_path, error):
+    with pytest.raises(type(error)) as caught, storage.refusals(tmp_path):
+        raise error
+    assert caught.value is error
+
+
 # Without the package's own __init__, which imports JAX.
 WRITE = """
 import sys, types

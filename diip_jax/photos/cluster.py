@@ -37,7 +37,8 @@ from diip_jax import addresses, engine, entries, images, storage
 from diip_jax import prior as priors
 from diip_jax.addresses import Address
 from diip_jax.config import DIIPConfig
-from diip_jax.photos import find, ledger, plan, record, sizing
+from diip_jax.images import ImageError
+from diip_jax.photos import command, find, ledger, plan, record, sizing
 from diip_jax.photos.command import LESS_MEMORY, Summary
 from diip_jax.photos.plan import Options, Task
 from diip_jax.photos.run import Outcome, restore_photos, write_files
@@ -53,6 +54,7 @@ HEADER_BYTES = 2**16
 REQUESTS = 16  # of a task, that do not wait for each other
 TASK_CPUS = 0.25  # a task that reads or writes mostly waits
 SMALLEST_TILE = 64
+PLACED = (".json", *images.WRITERS)  # suffixes of what is written
 REACH_SECONDS = 10
 RETRIES = 3  # of a batch whose machine died, before its photos are tried alone
 
@@ -104,7 +106,8 @@ class Photo(NamedTuple):
         source: of `find.sources`.
         stem: where its output goes, without the extension.
         version: what the listing tells of its content.
-        is_free: the listing of the output has no record for it.
+        is_free: the listing of the output has no record for it, and no picture of any
+            format.
     """
 
     source: find.Source
@@ -205,10 +208,12 @@ def run(
     Raises:
         ClusterError: there is no such cluster.
         InputError: a folder or a glob has no images.
-        OutputError: outputs collide, or are one file.
+        OutputError: outputs collide, are one file, or fall on an input.
+        UsageError: there are many photos and one clean image.
         ImageError: the output cannot be listed or written.
     """
     terminal.say(f"prior {card.name} ({card.licence}), cluster {cluster.address}")
+    plan.check_options(options, many=find.names_many(patterns))
     work = _work(prior, config, options, terminal.json)
     sources = find.shard(find.sources(patterns, recursive=recursive), *shard)
     found = survey(Prior(None, card), sources, work)
@@ -224,9 +229,12 @@ def run(
     )
     before = Summary(len(found.finished), len(found.failed), interrupted=False)
     if dry_run:
-        for photo in found.photos:
-            terminal.emit(record.brief("planned", photo.source.path, photo.stem))
-        return before._replace(num_done=before.num_done + count)
+        num_failed = foretell(card, found.photos, work, terminal)
+        return Summary(
+            before.num_done + count - num_failed,
+            before.num_failed + num_failed,
+            interrupted=False,
+        )
     if not count:
         return before
     _check_writable(work.output)
@@ -282,7 +290,7 @@ def survey(prior: Prior, sources: Sequence[find.Source], work: Work) -> Survey:
     """Return what is left to do of these photos, by one listing of the output.
 
     Raises:
-        OutputError: outputs collide, or are one file.
+        OutputError: an output may be an input.
         ImageError: the output cannot be listed.
     """
     options = work.options
@@ -292,7 +300,6 @@ def survey(prior: Prior, sources: Sequence[find.Source], work: Work) -> Survey:
         known = ledger.read(work.output, digest)
     except OSError as error:
         raise images.unwritable(work.output, error) from error
-    inputs = {str(source.path.absolute().with_suffix("")) for source in sources}
     result, claims = Survey([], [], []), _claims(stems)
     for source, stem in zip(sources, stems, strict=True):
         problem = source.problem or _problem(source, stem, claims)
@@ -311,13 +318,38 @@ def survey(prior: Prior, sources: Sequence[find.Source], work: Work) -> Survey:
             result.finished.append((source.path, work.output / earlier))
             continue
         below = stem.relative_to(work.output).as_posix()
-        is_free = f"{below}.json" not in known.there
-        if str(stem) in inputs:
-            raise find.OutputError(
-                f"{stem} is the name of an input of this run; choose another --output"
-            )
+        is_free = not any(f"{below}{suffix}" in known.there for suffix in PLACED)
         result.photos.append(Photo(source, stem, version, is_free))
+    _refuse_inputs(sources, result.photos, options)
     return result
+
+
+def _refuse_inputs(
+    sources: Sequence[find.Source], photos: Sequence[Photo], options: Options
+) -> None:
+    """Raise OutputError where an output may be a photo or a clean image.
+
+    Formats are told by the photos, and not known here: names without them are compared.
+    A folder that links to another one is followed once, not for each photo in it.
+    """
+    inputs = [source.path for source in sources]
+    clean = options.reference
+    if clean is not None and find.is_folder(clean):
+        inputs += [clean / source.relative for source in sources]
+    elif clean is not None:
+        inputs.append(clean)
+    resolved = functools.cache(entries.resolved)
+    plan.refuse_inputs(
+        inputs,
+        [_likely_output(photo, options) for photo in photos],
+        place=lambda path: (resolved(path.parent), path.stem),
+    )
+
+
+def _likely_output(photo: Photo, options: Options) -> Path:
+    """Return where a photo goes if its suffix tells its format, as it mostly does."""
+    suffix = images.output_suffix(photo.source.path, options.ext)
+    return photo.stem.with_name(photo.stem.name + suffix)
 
 
 def _claims(stems: Sequence[Path]) -> dict[str, int]:
@@ -347,6 +379,63 @@ def _check_writable(output: Path) -> None:
         storage.check_writable(folder / "writable")
     except OSError as error:
         raise images.unwritable(output, error) from error
+
+
+# What it would take, on the driver, by a small request for each photo.
+
+
+def foretell(
+    card: priors.Card, photos: Sequence[Photo], work: Work, terminal: Terminal
+) -> int:
+    """Tell what restoring photos would take, as far as their headers tell it.
+
+    Args:
+        card: of the prior.
+        photos: to restore.
+        work: what workers would be told.
+        terminal: what is told of it.
+
+    Returns:
+        How many are known to fail.
+    """
+    prior = Prior(priors.abstract_params(card), card)
+    num_failed = 0
+    for start in range(0, len(photos), LOOKS_PER_TASK):
+        some = photos[start : start + LOOKS_PER_TASK]
+        with warnings.catch_warnings():  # Pillow's, of headers that are cut off
+            warnings.simplefilter("ignore")
+            seen = _threads(functools.partial(_foreseen, prior, work), some)
+        tasks = [found for found in seen if isinstance(found, Task)]
+        command.describe(prior, tasks, work.config, work.options, terminal)
+        for photo, found in zip(some, seen, strict=True):
+            path, output = photo.source.path, _likely_output(photo, work.options)
+            if isinstance(found, ImageError):
+                terminal.fail(path, str(found))
+                num_failed += 1
+            elif found is None:
+                line = f"{path} -> {output}: its header does not tell its size"
+                terminal.give(line, record.brief("planned", path, output))
+    return num_failed
+
+
+def _foreseen(prior: Prior, work: Work, photo: Photo) -> Task | ImageError | None:
+    """Return the task of a photo, or why it fails; None where its header is no help."""
+    source, options = photo.source, work.options
+    try:
+        head = _head(source.path)
+    except OSError as error:
+        return ImageError(find.unreadable(source.path, error))
+    try:
+        size = header_size(head)
+    except Exception:  # as in `_canvas`
+        return None
+    try:
+        placed = plan.placement(prior, source, size, work.config, options)
+        task = Task(source, _likely_output(photo, options), "", size, placed)
+        plan.check_place(task, work.config, options, is_free=photo.is_free)
+    except ImageError as error:
+        return error
+    return task
 
 
 # The cluster.
@@ -749,6 +838,10 @@ def read(table: Any, work: Work) -> Any:
                 work.options,
                 is_free=row["is_free"],
             )
+            if isinstance(decided, Task):
+                plan.check_place(
+                    decided, work.config, work.options, is_free=row["is_free"]
+                )
         except Exception as error:
             return _to_do(row, error=reason(error))
         if isinstance(decided, Path):

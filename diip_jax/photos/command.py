@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diip_jax import diip, engine
+from diip_jax import diip, engine, matched
 from diip_jax.config import PAPER, DIIPConfig
 from diip_jax.photos import find, plan, record, sizing
 from diip_jax.photos.plan import Options, Plan, Task
@@ -58,6 +58,7 @@ def settings(
         prior: the frozen model.
         preset: a name in `PRESETS`.
         changes: settings that differ from the preset, by their names in `DIIPConfig`.
+            A number of iterations is then not cut down for large photos.
         size_mode: see `sizing.settings`.
         tile: see `sizing.settings`.
         tile_overlap: see `sizing.settings`.
@@ -65,10 +66,40 @@ def settings(
     Raises:
         ValueError: no restoration can use them.
     """
-    config = dataclasses.replace(PRESETS[preset](prior.card.preset), **changes)
+    unlimited = {"max_work": None} if "max_iterations" in changes else {}
+    its = PRESETS[preset](prior.card.preset)
+    config = dataclasses.replace(its, **unlimited, **changes)
     config = sizing.settings(prior, config, size_mode, tile, tile_overlap)
     diip.check_config(config)
+    if config.start == "random" and config.num_steps == 1:
+        # That step is the lowest timestep, which leaves z as it is.
+        raise ValueError(
+            "start is 'random' and num_steps is 1, which makes no image of noise; use "
+            "num_steps 3 or more, or the preset paper"
+        )
     return config
+
+
+def ignored(config: DIIPConfig, changes: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that was asked for and that nothing reads.
+
+    Args:
+        config: of `settings`.
+        changes: as `settings` was given them.
+    """
+    by_slope = config.criterion in ("paper", "robust")
+    reads = {
+        "k_min": by_slope,
+        "epsilon": by_slope,
+        "start_noise": config.start == "matched",
+        "noise_level": matched.is_needed(config),
+    }
+    return [
+        f"{name} has no effect where start is {config.start} and criterion is "
+        f"{config.criterion}"
+        for name in changes
+        if not reads.get(name, True)
+    ]
 
 
 def run(
@@ -119,7 +150,7 @@ def run(
     )
     _tell(decided, terminal)
     if dry_run:
-        _describe(prior, decided.tasks, config, options, terminal)
+        describe(prior, decided.tasks, config, options, terminal)
         summary = Summary(len(decided.tasks), 0, interrupted=False)
     else:
         ends = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -184,7 +215,7 @@ def _restore(
     return Summary(num_done, num_failed, bool(undone or cut or no_best_stop))
 
 
-def _describe(
+def describe(
     prior: Prior,
     tasks: Sequence[Task],
     config: DIIPConfig,

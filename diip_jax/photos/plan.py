@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,17 +138,7 @@ def decide(
             be kept in a store.
         ImageError: nobody may look at the folder of clean images.
     """
-    if options.save_every and addresses.is_address(options.output):
-        raise UsageError(
-            f"--save_every keeps states beside the output, and {options.output} is no "
-            "folder of this machine"
-        )
-    reference = options.reference
-    if many and reference is not None and _reference_kind(reference) != "folder":
-        raise UsageError(
-            f"--reference {options.reference} is no folder; for many images name a "
-            "folder of clean ones with the same names"
-        )
+    check_options(options, many=many)
     settings_digest = digest(prior, config, options)
     result = Plan([], [], [])
     for source, stem in zip(sources, _stems(sources, options, many), strict=True):
@@ -166,26 +156,48 @@ def decide(
         except (ImageError, find.InputError) as error:
             result.failed.append((source.path, str(error)))
     result = _without_collisions(result)
-    _refuse_inputs(sources, result.tasks, options)
-    return result if options.overwrite else _without_foreign(result)
+    clean = [task.reference for task in result.tasks if task.reference is not None]
+    refuse_inputs(
+        [*(source.path for source in sources), *clean],
+        [path for task in result.tasks for path in (task.output, task.record_path)],
+    )
+    return _without_misplaced(result, config, options)
 
 
-def _without_foreign(plan: Plan) -> Plan:
-    """Fail the photos in whose place somebody's own picture is.
+def check_options(options: Options, *, many: bool) -> None:
+    """Refuse what no photo can make right.
 
-    This program leaves no picture without a record.
+    Args:
+        options: of the command.
+        many: the command named more than one file.
+
+    Raises:
+        UsageError: there are many photos and one clean image, or states would have to
+            be kept in a store.
+        ImageError: nobody may look at the folder of clean images.
     """
+    if options.save_every and addresses.is_address(options.output):
+        raise UsageError(
+            f"--save_every keeps states beside the output, and {options.output} is no "
+            "folder of this machine"
+        )
+    reference = options.reference
+    if many and reference is not None and _reference_kind(reference) != "folder":
+        raise UsageError(
+            f"--reference {options.reference} is no folder; for many images name a "
+            "folder of clean ones with the same names"
+        )
+
+
+def _without_misplaced(plan: Plan, config: DIIPConfig, options: Options) -> Plan:
+    """Fail the photos that cannot be written where they are to go."""
     tasks, failed = [], list(plan.failed)
     for task in plan.tasks:
-        free = task.to_stdout or not entries.is_file(task.output)
-        if free or record.read(task.record_path) is not None:
+        try:
+            check_place(task, config, options)
             tasks.append(task)
-            continue
-        reason = (
-            f"cannot write {task.output}: a picture without a record is there, which "
-            "this program did not write; choose another --output, or pass --overwrite"
-        )
-        failed.append((task.source.path, reason))
+        except ImageError as error:
+            failed.append((task.source.path, str(error)))
     return Plan(tasks, plan.finished, failed)
 
 
@@ -213,7 +225,7 @@ def decide_one(
         is_free: no record is at the output, which then need not be asked for.
 
     Raises:
-        ImageError: it cannot be restored, or its output cannot be written.
+        ImageError: it cannot be restored, or its format cannot hold the result.
         InputError: it has no clean image.
     """
     sha256 = record.sha256(source.content())
@@ -222,7 +234,7 @@ def decide_one(
         earlier = _finished(stem, settings_digest, sha256, options)
     if many and earlier is not None and not options.overwrite:
         return earlier
-    return _task(prior, source, stem, sha256, config, options, is_free)
+    return _task(prior, source, stem, sha256, config, options)
 
 
 def _without_collisions(plan: Plan) -> Plan:
@@ -286,14 +298,10 @@ def _task(
     sha256: str,
     config: DIIPConfig,
     options: Options,
-    is_free: bool,
 ) -> Task:
     photo = images.read(source.content(), max_pixels=options.max_pixels)
     size = photo.rgb.shape[0], photo.rgb.shape[1]
-    try:
-        placement = sizing.placement(prior, config, options.size_mode, size)
-    except ValueError as error:
-        raise ImageError(f"cannot restore {source.path}: {error}") from error
+    placed = placement(prior, source, size, config, options)
     if find.is_file_name(options.output):
         output = addresses.path(str(options.output))
     else:
@@ -301,52 +309,84 @@ def _task(
         output = stem.with_name(stem.name + suffix)
     _check_format(photo, output)
     reference = _reference(source, size, options)
-    task = Task(source, output, sha256, size, placement, reference)
-    asked = not (is_free and isinstance(output, Address))
-    if asked and not task.to_stdout:
-        _check_place(task, config, options)
-    return task
+    return Task(source, output, sha256, size, placed, reference)
 
 
-def _check_place(task: Task, config: DIIPConfig, options: Options) -> None:
-    """Raise ImageError where a name is too long, or somebody's file is in the way."""
-    states = [task.state_path(n) for n in range(config.num_starts)]
-    asides = map(storage.aside, states if options.save_every else [])
-    if isinstance(task.output, Address):
-        _check_place_in_store(task, options)
+def placement(
+    prior: Prior,
+    source: find.Source,
+    size: tuple[int, int],
+    config: DIIPConfig,
+    options: Options,
+) -> sizing.Placement:
+    """Return how a photo of this height and width is given to the prior.
+
+    Raises:
+        ImageError: the prior cannot restore it.
+    """
+    try:
+        return sizing.placement(prior, config, options.size_mode, size)
+    except ValueError as error:
+        raise ImageError(f"cannot restore {source.path}: {error}") from error
+
+
+def check_place(
+    task: Task, config: DIIPConfig, options: Options, *, is_free: bool = False
+) -> None:
+    """Find out whether a picture and its record may be written where they are to go.
+
+    Args:
+        task: of `decide_one`.
+        config: the settings.
+        options: of the command.
+        is_free: a listing of the output has neither, and a store is not asked again.
+
+    Raises:
+        ImageError: a name is too long, or somebody's file is in the way.
+    """
+    in_store = isinstance(task.output, Address)
+    if task.to_stdout or (in_store and is_free):
         return
     try:
-        # Where the folder is not there yet, the one above tells what names may be.
-        parents = (task.output.parent, *task.output.parent.parents)
-        folder = next(path for path in parents if entries.kind(path) == "folder")
-        for path in (task.output, task.record_path, *asides):
-            entries.kind(folder / path.name)
-        there = entries.kind(task.record_path)
+        if not in_store:
+            _check_names(task, config, options)
+        if not options.overwrite:
+            _refuse_foreign(task)
     except OSError as error:
         raise ImageError(
-            f"cannot write {task.output}: {error.strerror}; choose another --output"
+            f"cannot write {task.output}: {error.strerror or error}; choose another "
+            "--output"
         ) from error
-    free = there in ("nothing", "folder") or options.overwrite  # a folder fails later
-    if not free and record.read(task.record_path) is None:
-        raise _in_the_way(task.record_path)
 
 
-def _check_place_in_store(task: Task, options: Options) -> None:
-    """Do as `_check_place`: a store is asked for one object, and has no states."""
+def _check_names(task: Task, config: DIIPConfig, options: Options) -> None:
+    """Raise OSError where no file can have one of the names."""
+    states = [task.state_path(n) for n in range(config.num_starts)]
+    asides = map(storage.aside, states if options.save_every else [])
+    # Where the folder is not there yet, the one above tells what names may be.
+    parents = (task.output.parent, *task.output.parent.parents)
+    folder = next(path for path in parents if entries.kind(path) == "folder")
+    for path in (task.output, task.record_path, *asides):
+        entries.kind(folder / path.name)
+
+
+def _refuse_foreign(task: Task) -> None:
+    """Raise ImageError where somebody's file is at the record's place or the picture's.
+
+    Beside a record of this program the picture is its own, and is not asked for.
+    """
     path = task.record_path
-    try:
-        there = not options.overwrite and entries.kind(path) == "file"
-    except OSError as error:
-        raise images.unwritable(path, error) from error
-    if there and record.read(path) is None:
-        raise _in_the_way(path)
-
-
-def _in_the_way(path: Path) -> ImageError:
-    return ImageError(
-        f"cannot write {path}: a file is there that is no record of this program; "
-        "choose another --output, or pass --overwrite"
-    )
+    if entries.kind(path) not in ("nothing", "folder"):  # a folder fails later
+        if record.read(path) is None:
+            raise ImageError(
+                f"cannot write {path}: a file is there that is no record of this "
+                "program; choose another --output, or pass --overwrite"
+            )
+    elif entries.kind(task.output) == "file":
+        raise ImageError(
+            f"cannot write {task.output}: a picture without a record is there, which "
+            "this program did not write; choose another --output, or pass --overwrite"
+        )
 
 
 def _reference(
@@ -391,18 +431,27 @@ def _check_format(photo: Photo, output: Path) -> None:
         raise ImageError(f"cannot write {output}: {error}") from error
 
 
-def _refuse_inputs(
-    sources: Sequence[find.Source], tasks: Sequence[Task], options: Options
+def refuse_inputs(
+    inputs: Iterable[Path],
+    outputs: Iterable[Path],
+    place: Callable[[Path], Hashable] = entries.resolved,
 ) -> None:
-    named = [source.path for source in sources]
-    named += [task.reference for task in tasks if task.reference is not None]
-    kept = {entries.resolved(path) for path in named}
-    for task in tasks:
-        for path in (task.output, task.record_path):
-            if entries.resolved(path) in kept:
-                raise find.OutputError(
-                    f"{path} is an input of this run; choose another --output"
-                )
+    """Refuse to write over a photo or a clean image.
+
+    Args:
+        inputs: photos and clean images.
+        outputs: what is to be written.
+        place: what paths of the same file share, and no others.
+
+    Raises:
+        OutputError: an output is an input.
+    """
+    kept = {place(path) for path in inputs}
+    for path in outputs:
+        if place(path) in kept:
+            raise find.OutputError(
+                f"{path} is an input of this run; choose another --output"
+            )
 
 
 def check_writable(

@@ -247,5 +247,5 @@ def past_stop(
     for report in reports:
         for lane in [*report.running, *report.finished]:
             yield lane
-            if lane.iteration + 1 >= budget:
+            if lane.num_iterations >= budget:
                 return

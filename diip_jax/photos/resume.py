@@ -4,12 +4,7 @@ A state is a folder: an Orbax checkpoint, and beside it the digest of the photo 
 settings that it belongs to. At every moment a whole state is there.
 """
 
-import contextlib
 import json
-import logging
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +12,7 @@ import jax
 
 from diip_jax import storage
 from diip_jax.diip import DIIPState
-from diip_jax.prior import orbax_alone
-
-OVERHEAD = 2**18  # bytes of a checkpoint beyond its arrays
+from diip_jax.prior import orbax_alone, save_arrays
 
 
 class StateError(ValueError):
@@ -37,18 +30,9 @@ def save(path: Path, state: DIIPState, digest: str) -> None:
     Raises:
         StateError: it cannot be written.
     """
-    import orbax.checkpoint as ocp
-
-    leaves = _plain(state)
-    num_bytes = sum(leaf.nbytes for leaf in leaves) + OVERHEAD
-    # Not the asynchronous one, which waits minutes for what a full disk never gives.
-    alone = orbax_alone()
-    handler = ocp.PyTreeCheckpointHandler(**alone)
     try:
-        with storage.replacing(path.absolute()) as folder, _quiet_orbax():
-            storage.check_room(folder, num_bytes)
-            with ocp.Checkpointer(handler, **alone) as checkpointer:
-                checkpointer.save(folder / "state", ocp.args.PyTreeSave(leaves))
+        with storage.refusals(path), storage.replacing(path.absolute()) as folder:
+            save_arrays(folder / "state", _plain(state))
             (folder / "digest.json").write_text(json.dumps(digest), encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:
         raise StateError(
@@ -79,7 +63,10 @@ def load(path: Path, template: DIIPState, digest: str) -> DIIPState | None:
     if _digest(folder) != digest:
         return None
     try:
-        with ocp.StandardCheckpointer(**orbax_alone()) as checkpointer:
+        with (
+            storage.refusals(folder),
+            ocp.StandardCheckpointer(**orbax_alone()) as checkpointer,
+        ):
             plain = checkpointer.restore(folder / "state", _plain(template))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StateError(
@@ -102,19 +89,5 @@ def _plain(state: DIIPState) -> list[Any]:
 
 def _reason(error: Exception) -> str:
     """Return what went wrong, in the system's words if it was the system."""
-    number = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore says it
-    if number:
-        return os.strerror(int(number[1]))
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return reason.splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keep Orbax's tracebacks out of the log: their error is raised in any case."""
-    log = logging.getLogger("absl")
-    was_disabled, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = was_disabled

@@ -164,6 +164,9 @@ class _Run:
         self.look_pace = 0.0  # seconds per first look
         self.iterates = True  # the starts of the last chunk did, or will
         self.jobs = [self._job(index) for index in range(len(tasks))]
+        self.areas = [math.prod(task.placement.canvas) for task in tasks]
+        self.budgets = [diip.budget(config, task.placement.canvas) for task in tasks]
+        self.largest = int(np.argmax(self.areas)) if tasks else 0
 
     def events(self) -> Iterator[Progress | Outcome]:
         num_starts = len(self.tasks) * self.config.num_starts
@@ -195,7 +198,9 @@ class _Run:
         def load() -> np.ndarray:
             if damage is not None:
                 raise damage
-            self.in_lanes[index] = self._read(task, begun)
+            # Again after memory ran out, where starts of it may have finished.
+            if index not in self.in_lanes:
+                self.in_lanes[index] = self._read(task, begun)
             return self.in_lanes[index].y
 
         key = plan.key(self.options.seed, task.source.relative)
@@ -237,9 +242,6 @@ class _Run:
                     states[start] = state
         return states
 
-    def _budget(self, task: Task) -> int:
-        return diip.budget(self.config, task.placement.canvas)
-
     def _chunk(self) -> int:
         """Return the number of iterations until the next report."""
         if self.perceptual is not None:
@@ -256,7 +258,9 @@ class _Run:
             self.look_pace = report.look_seconds / report.num_looks
         lanes = [*report.running, *report.finished]
         if lanes:
-            self.iterates = any(n.iteration > 0 for n in lanes) or bool(report.running)
+            self.iterates = any(n.num_iterations > 0 for n in lanes) or bool(
+                report.running
+            )
         for job in {lane.job for lane in lanes}:
             self._note_times(job, report)
         for lane in lanes:
@@ -279,8 +283,8 @@ class _Run:
 
     def _take(self, lane: engine.LaneReport) -> Iterator[Outcome]:
         """Take a start into its photo, and finish the photo if it was the last one."""
-        task, photo = self.tasks[lane.job], self.in_lanes[lane.job]
-        photo.add(lane, self._budget(task))
+        photo = self.in_lanes[lane.job]
+        photo.add(lane, self.budgets[lane.job])
         if len(photo.starts) == self.config.num_starts and photo.complete:
             yield self._done(self._finish(lane.job))
         elif self.options.save_every:
@@ -301,9 +305,7 @@ class _Run:
         """Return the seconds that the rest takes, by the areas of canvases."""
         if not lanes:
             return 0.0
-        areas = [math.prod(task.placement.canvas) for task in self.tasks]
-        budgets = [self._budget(task) * self.iterates for task in self.tasks]
-        in_lanes = sum(areas[lane.job] for lane in lanes)
+        in_lanes = sum(self.areas[lane.job] for lane in lanes)
         # Before any iteration was timed, it is taken for so many looks.
         known = math.isfinite(self.pace)
         pace = self.pace if known else GRADIENT_COST * self.look_pace * len(lanes)
@@ -311,25 +313,26 @@ class _Run:
 
         def add(job: int, starts: int) -> None:
             nonlocal looks, iterations
-            looks += starts * areas[job]
-            iterations += starts * budgets[job] * areas[job]
+            looks += starts * self.areas[job]
+            iterations += starts * self.iterates * self.budgets[job] * self.areas[job]
 
         started = {lane.job for lane in lanes} | set(self.in_lanes)
         for job in started:
             done = len(self.in_lanes[job].starts) + sum(n.job == job for n in lanes)
             add(job, self.config.num_starts - done)
         for lane in lanes:
-            left = max(budgets[lane.job] - lane.iteration - 1, 0)
-            iterations += left * areas[lane.job]
+            budget = self.iterates * self.budgets[lane.job]
+            left = max(budget - lane.num_iterations, 0)
+            iterations += left * self.areas[lane.job]
         # Photos are taken canvas by canvas, so which ones wait is not told by their
         # index.
         waiting = len(self.tasks) - self.num_done - len(started)
-        add(int(np.argmax(areas)), waiting * self.config.num_starts)
+        add(self.largest, waiting * self.config.num_starts)
         seconds = pace * iterations if iterations else 0.0
         return (seconds + self.look_pace * len(lanes) * looks) / in_lanes
 
     def _save_if_due(self, lane: engine.LaneReport) -> None:
-        photo, done = self.in_lanes[lane.job], lane.iteration + 1
+        photo, done = self.in_lanes[lane.job], lane.num_iterations
         saved = photo.last_saved.get(lane.start, 0)
         if done - saved >= self.options.save_every > 0:
             photo.last_saved[lane.start] = done
@@ -390,6 +393,7 @@ class _Run:
         change = record.change(photo.photo.rgb, restored)
         codes = record.warnings(photo.starts, complete, change, mode, photo.damage)
         lost = images.unkept(photo.photo, images.file_format(task.output))
+        budget = diip.budget(self.config, task.placement.canvas)
         timing = {
             "compile_s": photo.compile_seconds,
             "total_s": time.perf_counter() - photo.began,
@@ -414,11 +418,11 @@ class _Run:
             "config_hash": self.digest,
             "seed": self.options.seed,
             "resumed_from": photo.resumed_from or None,
-            "stop": record.stop(first, self._budget(task)),
+            "stop": record.stop(first, budget),
             "curves": record.curves(first),
             "work": record.restored_by(photo.starts, self.config),
             "found": record.found(photo.damage, ensemble.deviation(photo.mean)),
-            "metrics": self._scores(photo, restored, self._budget(task)),
+            "metrics": self._scores(photo, restored, budget),
             "change": change,
             "warnings": [*codes, *photo.photo.warnings, *lost],
             "timing": record.rounded(timing),
@@ -430,11 +434,9 @@ class _Run:
 
     def _past_stop(self, lane: engine.LaneReport) -> Iterator[Progress]:
         """Go on past the stop, only to learn what the best stop would have been."""
-        job, y = self.jobs[lane.job], self.in_lanes[lane.job].y
-        job = job._replace(load=lambda: y)  # the job's own reads it again
         ahead = reference.past_stop(
             self.prior,
-            job,
+            self.jobs[lane.job],
             lane.snapshot(),
             self.config,
             lane.start,

@@ -339,7 +339,7 @@ class Meter:
         text = self._of_folder(progress) if self._many else self._of_photo(progress)
         if not self._many:
             starts = progress.starts_done + len(progress.lanes)
-            iterations = progress.lanes[0].iteration + 1
+            iterations = progress.lanes[0].num_iterations
             self._bar.n = starts if self._by_start else iterations
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
@@ -354,7 +354,7 @@ class Meter:
         if self._by_start:
             left = tqdm.format_interval(progress.left)
             return (
-                f"loss {lane.loss:.4f} after {lane.iteration} iterations, about "
+                f"loss {lane.loss:.4f} after {lane.num_iterations} iterations, about "
                 f"{left} left"
             )
         return (

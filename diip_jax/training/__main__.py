@@ -140,14 +140,17 @@ class UsageError(ValueError):
 
 
 def _run(given: argparse.Namespace) -> int:
-    from diip_jax.prior import check_place
+    from diip_jax.prior import PriorError, check_place
     from diip_jax.training import data, loop
 
     if given.distributed:
         import jax
 
         jax.distributed.initialize()
-    check_place(given.output)
+    try:
+        check_place(given.output)
+    except PriorError as error:
+        raise UsageError(f"--output: {error}") from error
     prior = _prior(given)
     config = _config(given, prior)
     side = prior.card.architecture.image_size

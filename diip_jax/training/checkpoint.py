@@ -9,6 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as keep
 
+from diip_jax import storage
+from diip_jax.prior import OVERHEAD
 from diip_jax.training.step import TrainState
 
 
@@ -52,11 +54,14 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written.
         """
+        leaves = jax.tree.leaves(state)
+        num_bytes = sum(leaf.nbytes for leaf in leaves) + OVERHEAD
         with _translated(self.folder):
+            storage.check_room(self.folder, num_bytes)
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.leaves(state)),
+                    state=ocp.args.StandardSave(leaves),
                     about=ocp.args.JsonSave(about._asdict()),
                 ),
                 metrics={"loss": about.loss},
@@ -103,9 +108,11 @@ class Checkpoints:
 def _translated(folder: Path) -> Iterator[None]:
     """Turn the errors of files into one that says which folder."""
     try:
-        yield
+        with storage.refusals(folder):
+            yield
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        first_line = (str(error) or repr(error)).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        first_line = reason.splitlines()[0]
         raise CheckpointError(f"checkpoint in {folder}: {first_line}") from error

@@ -54,14 +54,24 @@ class Picture(NamedTuple):
     def open(self) -> IO[bytes]:
         """Return the file, to be read and closed.
 
-        Raises:
-            OSError: it cannot be read.
+        A member of a damaged zip file fails in any way it likes, now or as it is read.
         """
         if self.member is None:
             return self.path.open("rb")
+        return _opened(self.path, os.getpid()).open(self.member)
+
+    def read(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         try:
-            return _opened(self.path, os.getpid()).open(self.member)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            with self.open() as file:
+                return file.read()
+        except OSError:
+            raise
+        except Exception as error:  # each compression has errors of its own
             raise OSError(f"{self.name}: {error}") from error
 
     def num_bytes(self) -> int:
@@ -226,8 +236,7 @@ def decode(picture: Picture, side: int) -> np.ndarray:
         ImageError: it cannot be decoded.
         OSError: it cannot be read.
     """
-    with picture.open() as file:
-        content = file.read()
+    content = picture.read()
     rgb = images.to_uint(images.read(content).rgb, 8)
     if min(rgb.shape[:2]) >= 2 * side and _has_blocks(content):
         height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
@@ -239,7 +248,8 @@ def decode(picture: Picture, side: int) -> np.ndarray:
 def _has_blocks(content: bytes) -> bool:
     """Tell by its tables whether a JPEG was quantised so coarsely that blocks show."""
     with Image.open(io.BytesIO(content)) as header:
-        tables = getattr(header, "quantization", None)
+        tables = list(getattr(header, "quantization", {}).values())
+        # That of brightness is written first, whatever its number.
         return bool(tables) and float(np.mean(tables[0])) >= BLOCKED_STEP
 
 

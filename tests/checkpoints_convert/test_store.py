@@ -12,7 +12,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import pytest
 
-from checkpoints_convert import registry
+from checkpoints_convert import download, registry, store
 from diip_jax import prior as priors
 from helpers import seeded
 from helpers.checkpoints import (
@@ -24,6 +24,7 @@ from helpers.checkpoints import (
     run,
     save,
 )
+from helpers.disks import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +118,33 @@ def test_a_failed_write_leaves_what_was_there(adm_file, tmp_path, monkeypatch):
         run(adm_file, out, *ADM_FLAGS)
     assert (out / "card.json").read_text() == before
     assert sorted(os.listdir(tmp_path)) == ["mine.safetensors", "prior"]
+
+
+def test_a_full_disk_is_a_place_where_nothing_can_be_written(
+    adm_file, tmp_path, capsys
+):
+    with small_disk(tmp_path / "disk", 300) as disk:
+        assert run(adm_file, disk / "prior", *ADM_FLAGS) == 2
+        assert not list(disk.iterdir())
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: cannot write {disk / 'prior'}: No space left on device; give another "
+        "folder\n"
+    )
+
+
+def test_a_cache_that_is_full_is_an_error_of_a_file(published, monkeypatch, tmp_path):
+    """As `main.py --prior` hears it."""
+    cache = tmp_path / "cache"
+    download.fetch(published[0], cache=cache, notify=print)
+
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='28']")
+
+    monkeypatch.setattr(priors, "save_arrays", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        store.locate("tiny", cache=cache, notify=print)
+    assert caught.value.filename == str(cache / "priors" / "tiny")
 
 
 INTERRUPTED = """

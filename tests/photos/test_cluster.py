@@ -5,6 +5,7 @@ the same command without a cluster, whose files must be the same bytes. Lanes ar
 because more of them may add up a grey level differently.
 """
 
+import collections
 import dataclasses
 import io
 import json
@@ -18,13 +19,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from diip_jax import addresses
 from diip_jax import prior as priors
-from diip_jax.photos import cluster, find, ledger, plan, record
+from diip_jax.addresses import Address
+from diip_jax.photos import cluster, command, find, ledger, plan, record
 from diip_jax.photos.cluster import Cluster
+from diip_jax.photos.find import OutputError
 from diip_jax.photos.plan import Options
 from diip_jax.photos.run import Outcome
+from diip_jax.photos.terminal import Terminal
 from diip_jax.prior import Prior
 from helpers import seeded
 from helpers.photos import CONFIG, planned, save
@@ -136,6 +141,180 @@ def test_photos_for_one_place_fail_and_no_others(tmp_path):
     assert [p.source.path.name for p in found.photos] == ["b.png"]
     assert all("both be written" in reason for _, reason in found.failed)
     assert len(found.failed) == 2
+
+
+@pytest.mark.parametrize("place", ["beside", "through a link", "among clean images"])
+def test_an_input_is_never_written_over(tmp_path, place):
+    """Neither a photo nor a clean image, whatever is asked for."""
+    photos = output = tmp_path / "in"
+    names = ("x.png", "x_diip.png")
+    for name in names:
+        save(photos / name)
+    reference = None
+    if place == "through a link":
+        output = tmp_path / "link"
+        output.symlink_to(photos)
+    elif place == "among clean images":
+        output = reference = tmp_path / "clean"
+        for name in names:
+            save(reference / name)
+    prior = Prior(None, seeded.card(seeded.TINY))
+    x, other = find.sources([str(photos)])
+    work = work_for(output, reference=reference, overwrite=True)
+    with pytest.raises(OutputError, match="x_diip.png is an input"):
+        cluster.survey(prior, [x, other], work)
+    assert len(cluster.survey(prior, [other], work).photos) == 1
+    work = work_for(tmp_path / "out", reference=reference)
+    assert len(cluster.survey(prior, [x, other], work).photos) == 2
+
+
+def dry_run(card, patterns, options, terminal):
+    return cluster.run(
+        *("none", card, [str(pattern) for pattern in patterns], CONFIG, options),
+        *(terminal, Cluster("local")),
+        dry_run=True,
+    )
+
+
+def test_many_photos_take_a_folder_of_clean_ones(tiny_prior, tmp_path):
+    photo = save(tmp_path / "in" / "a.png")
+    options = Options(output=str(tmp_path / "out"), reference=photo)
+    card, terminal = tiny_prior.card, Terminal(quiet=True)
+    with pytest.raises(plan.UsageError, match="a.png is no folder"):
+        dry_run(card, [tmp_path / "in"], options, terminal)
+    assert dry_run(card, [photo], options, terminal).num_done == 1
+
+
+def test_a_dry_run_gives_the_plan_of_one_machine(tiny_prior, tmp_path, capsys):
+    """Line by line and number by number, without a cluster."""
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.jpg", seeded.image(40, 20))
+    save(tmp_path / "in" / "c.png", np.zeros((1, 1, 3)))  # too small for any prior
+    save(tmp_path / "in" / "d.png")
+    save(tmp_path / "out" / "d_diip.png")  # somebody's own
+    options = Options(output=str(tmp_path / "out"), num_lanes=1)
+    patterns = [str(tmp_path / "in")]
+    for terminal in (Terminal(json=True), Terminal()):
+        expected = command.run(
+            tiny_prior, patterns, CONFIG, options, terminal, dry_run=True
+        )
+        one = capsys.readouterr()
+        found = dry_run(tiny_prior.card, patterns, options, terminal)
+        many = capsys.readouterr()
+        assert found == expected == (2, 2, False)
+        assert sorted(many.out.splitlines()) == sorted(one.out.splitlines())
+        assert errors(many.err) == errors(one.err)
+        assert len(errors(one.err)) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["d_diip.png"]
+
+
+def errors(said):
+    return sorted(line for line in said.splitlines() if line.startswith("error: "))
+
+
+def test_a_dry_run_says_where_a_header_does_not_tell(tiny_prior, tmp_path, capsys):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "x" * cluster.HEADER_BYTES)
+    photo = save(tmp_path / "x.png", pnginfo=text)
+    options = Options(output=str(tmp_path / "out"))
+    dry_run(tiny_prior.card, [photo], options, Terminal())
+    assert capsys.readouterr().out == (
+        f"{photo} -> {tmp_path / 'out' / 'x_diip.png'}: its header does not tell its "
+        "size\n"
+    )
+    dry_run(tiny_prior.card, [photo], options, Terminal(json=True))
+    content = json.loads(capsys.readouterr().out)
+    assert content["status"] == "planned"
+    assert "plan" not in content
+
+
+# What a task does before an actor.
+
+
+class Rows(list):
+    """Rows that pass for Arrow's, which is in the extra [cluster]."""
+
+    def to_pylist(self):
+        return self
+
+
+@pytest.fixture
+def read_all(tiny_prior, tmp_path, monkeypatch):
+    """Return what surveys photos and reads them as a task does: rows by their names."""
+    priors.save(tmp_path / "prior", tiny_prior)
+    monkeypatch.setattr(cluster, "_arrow", lambda rows, _: rows)
+
+    def read_all(photos, output, **changes):
+        work = work_for(output, **changes)._replace(prior=str(tmp_path / "prior"))
+        sources = find.sources([str(photos)])
+        found = cluster.survey(Prior(None, tiny_prior.card), sources, work)
+        assert len(found.photos) == len(sources)
+        rows = Rows()
+        for index, (source, stem, version, is_free) in enumerate(found.photos):
+            row = {"index": index, "path": str(source.path), "stem": str(stem)}
+            row |= {"relative": str(source.relative), "version": version}
+            rows.append({**row, "is_free": is_free})
+        return {Path(row["path"]).name: row for row in cluster.read(rows, work)}
+
+    return read_all
+
+
+@pytest.fixture(params=["files", "store"])
+def place_of(request, tmp_path):
+    """Return what makes a place of a name, in a folder or in a store."""
+    if request.param == "files":
+        return lambda name: tmp_path / name
+    pytest.importorskip("fsspec").filesystem("memory").store.clear()
+    return lambda name: addresses.path(f"memory://bucket/{name}")
+
+
+def fill(folder, *names, content=None):
+    """Write a small photo, or something else, under each of the names."""
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(255 * seeded.image(16, 16))).save(file, "PNG")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(file.getvalue() if content is None else content)
+
+
+def test_a_picture_of_somebody_else_is_not_replaced_unasked(place_of, read_all):
+    photos, output = place_of("in"), place_of("out")
+    fill(photos, "free.png", "kept.png", "other.png", "ours.png", "text.png")
+    fill(output, "kept_diip.png", "other_diip.jpg", "ours_diip.png", "text_diip.png")
+    ours = json.dumps({"schema": record.SCHEMA}).encode()
+    fill(output, "ours_diip.json", content=ours)
+    fill(output, "text_diip.json", content=b"{}")
+    found = read_all(photos, output)
+    failed = {name: row["error"] for name, row in found.items() if row["error"]}
+    assert failed.keys() == {"kept.png", "text.png"}
+    assert "kept_diip.png: a picture without a record is there" in failed["kept.png"]
+    assert "text_diip.json: a file is there that is no record" in failed["text.png"]
+    assert all("or pass --overwrite" in reason for reason in failed.values())
+    again = read_all(photos, output, overwrite=True)
+    assert {row["status"] for row in again.values()} == {"read"}
+
+
+def test_a_store_is_not_asked_for_what_its_listing_told(
+    tmp_path, read_all, monkeypatch
+):
+    pytest.importorskip("fsspec").filesystem("memory").store.clear()
+    output, asked = addresses.path("memory://bucket/out"), collections.Counter()
+    fill(tmp_path / "in", *(f"{n}.png" for n in range(5)))
+    fill(output, "3_diip.png", "4_diip.png")
+    ours = json.dumps({"schema": record.SCHEMA}).encode()
+    fill(output, "3_diip.json", content=ours)
+    for name in ("find", "read_bytes"):
+        original = getattr(Address, name)
+
+        def counted(address, original=original):
+            asked[address.name.partition("_")[0]] += 1
+            return original(address)
+
+        monkeypatch.setattr(Address, name, counted)
+    read_all(tmp_path / "in", output)
+    del asked["out"]  # by the listing
+    assert set(asked) == {"3", "4"}  # those of which something is there
+    assert asked["3"] == 3  # its record is asked for its settings, and if it is ours
 
 
 # What an actor does.

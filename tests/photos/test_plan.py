@@ -5,6 +5,7 @@ Names and reasons are written out here; nothing is restored.
 
 import binascii
 import dataclasses
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from diip_jax import images
+from diip_jax.addresses import Address
 from diip_jax.images import ImageError
 from diip_jax.photos import plan, record, sizing
 from diip_jax.photos.find import OutputError
@@ -128,6 +130,25 @@ def test_a_picture_without_a_record_is_not_replaced_unasked(tiny_prior, tmp_path
         assert "choose another --output, or pass --overwrite" in reason
         overwriting = dataclasses.replace(options, overwrite=True)
         assert len(planned(tiny_prior, [source], options=overwriting).tasks) == 1
+
+
+def test_a_place_that_a_store_does_not_tell_of_is_not_taken(
+    tiny_prior, tmp_path, monkeypatch
+):
+    """Refused for the record, or for the picture alone; then it might be there."""
+    pytest.importorskip("fsspec").filesystem("memory").store.clear()
+    source = save(tmp_path / "x.png")
+    options = dataclasses.replace(ONE, output="memory://bucket/out")
+    assert len(planned(tiny_prior, [source], options=options).tasks) == 1
+    for refused in (".json", ".png"):
+
+        def find(address, refused=refused):
+            if address.suffix == refused:
+                raise OSError(errno.EACCES, "not for you", str(address))
+
+        monkeypatch.setattr(Address, "find", find)
+        ((_, reason),) = planned(tiny_prior, [source], options=options).failed
+        assert "cannot write memory://bucket/out/x_diip.png: not for you" in reason
 
 
 def test_a_name_too_long_for_its_saved_state_is_known_before(tiny_prior, tmp_path):

@@ -41,11 +41,11 @@ def terminal(monkeypatch):
     return stream
 
 
-def lane(job=0, iteration=6):
+def lane(job=0, done=7):
     def unused():
         raise AssertionError("a bar needs no picture")
 
-    return LaneReport(job, 0, iteration, 0.25, 0.0124, 123.4, None, unused, unused)
+    return LaneReport(job, 0, done - 1, done, 0.25, 0.0124, 123.4, None, unused, unused)
 
 
 def test_one_photo(terminal):
@@ -69,7 +69,7 @@ def test_one_photo_of_several_starts(terminal):
     assert len(told) == 1  # once, before the minutes that it takes
     assert "about 01:05 left" in told[0]
     assert drawn[-1].startswith("3/4")
-    assert "loss 0.2500 after 6 iterations, about 00:04 left" in drawn[-1]
+    assert "loss 0.2500 after 7 iterations, about 00:04 left" in drawn[-1]
 
 
 def test_the_clock_runs_between_two_reports(terminal, monkeypatch):
@@ -121,7 +121,7 @@ def test_lines_off_a_terminal_come_now_and_then(monkeypatch):
     monkeypatch.setattr(console, "sys", types.SimpleNamespace(stderr=stream))
     with console.Meter(1, CONFIG, quiet=False) as meter:
         for iteration in (1, 2, 3, 4):
-            meter.show(Progress([lane(iteration=iteration)], 0, 0, 0.125, 4.0))
+            meter.show(Progress([lane(done=iteration + 1)], 0, 0, 0.125, 4.0))
     said = stream.getvalue().splitlines()
     assert [line.split(":")[0] for line in said] == [
         "3 of 40 iterations at most",

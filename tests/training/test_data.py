@@ -199,6 +199,40 @@ def test_a_picture_that_cannot_be_decoded_is_told_and_replaced(folder):
     assert batch["image"].std(axis=(1, 2, 3)).min() > 1  # none is blank
 
 
+@pytest.mark.parametrize(
+    "kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_member_of_a_zip_file_is_told_and_replaced(tmp_path, kind):
+    """Damaged behind what is looked at before; each compression tells it otherwise."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for n in range(4):
+            whole = io.BytesIO()
+            picture(n, (300, 300)).save(whole, "PNG")
+            archive.writestr(f"{n}.png", whole.getvalue())
+        start = archive.getinfo("1.png").header_offset
+    content = bytearray(path.read_bytes())
+    assert start + 200_000 < archive.getinfo("2.png").header_offset
+    content[start + 150_000 : start + 200_000] = b"\xff" * 50_000
+    path.write_bytes(content)
+    found = data.find([path], SIDE)
+    assert not found.rejected
+    pictures = sorted([*found.train, *found.validation])
+    batch = next(data.batches(pictures, SIDE, 4, seed=0))
+    assert sorted(batch["broken"].tolist()) == [-1, -1, -1, 1]
+
+
+def test_the_table_of_brightness_may_have_any_number(tmp_path):
+    whole = io.BytesIO()
+    picture(0, (48, 36), "L").save(whole, "JPEG", quality=50)
+    content = bytearray(whole.getvalue())
+    content[content.index(b"\xff\xdb") + 4] = 1  # DQT: the number of the table
+    content[content.index(b"\xff\xc0") + 12] = 1  # SOF: the one that is used
+    (tmp_path / "x.jpg").write_bytes(content)
+    found = data.Picture(tmp_path / "x.jpg", None, is_grey=True, part=0)
+    assert data.decode(found, SIDE).shape == (18, 24, 3)
+
+
 def test_crops_have_all_scales_and_flat_ones_are_mostly_skipped():
     ramp = np.zeros((120, 120, 3), np.uint8)
     ramp[..., 0] = np.arange(0, 240, 2)  # tells the scale

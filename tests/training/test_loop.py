@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from diip_jax import load_prior
+from diip_jax import prior as priors
 from diip_jax.training import __main__ as command
 from diip_jax.training import checkpoint, loop, sheets, start, step, validation
 from helpers import train_steps
+from helpers.disks import small_disk
 
 ROOT = Path(__file__).parents[2]
 # Without attention after the blocks: the bottom has some.
@@ -256,16 +258,38 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
     assert "0 of 0 files are pictures" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said(folder, tmp_path, capsys, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def test_an_output_that_is_no_prior_is_a_wrong_flag(folder, tmp_path, capsys):
+    (tmp_path / "holiday.jpg").touch()
+    assert train(folder, tmp_path, "--steps=1") == command.EXIT_USAGE
+    message = capsys.readouterr().err
+    assert "--output" in message
+    assert "exists and is no prior; give a new folder" in message
 
-    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(checkpoint.ocp.CheckpointManager, "save"), (priors, "save_arrays")],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"),
+    ],
+)
+def test_a_full_disk_is_said(folder, tmp_path, capsys, monkeypatch, place, name, error):
+    """As the system and as TensorStore say it, of a checkpoint and of the prior."""
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(place, name, full)
     # Of the name of the others: the card is part of the program.
     assert train(folder, tmp_path / "mine", "--steps=1") == command.EXIT_FILE
     message = capsys.readouterr().err
     assert "No space left on device" in message
-    assert "Traceback" not in message
+    assert "mine" in message
+    assert message.count("\n") == 1
 
 
 def test_the_last_and_the_best_state_are_kept(tmp_path):
@@ -281,6 +305,18 @@ def test_the_last_and_the_best_state_are_kept(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="other settings"):
         kept.latest(state, "another")
     kept.close()
+
+
+def test_a_disk_too_small_for_a_state_is_one_line(tmp_path, capfd):
+    state = step.init({"w": np.zeros(50_000, np.float32)}, step.TrainConfig())
+    with small_disk(tmp_path / "disk", 300) as disk:  # the state takes 800
+        kept = checkpoint.Checkpoints(disk / "checkpoints")
+        with pytest.raises(checkpoint.CheckpointError, match="No space left") as caught:
+            kept.save(state, checkpoint.Saved("digest", 1.0, 1.0))
+        kept.close()
+        assert not list((disk / "checkpoints").iterdir())
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # no traceback of Orbax
 
 
 def test_psnrs_follow_from_the_errors_of_eps():

@@ -65,7 +65,7 @@ DENOISE = Config()
 DEBLUR = Config(form="kernel", iterations=100, learning_rate=0.003)  # [c] code
 SR = Config(form="downsample", iterations=100, learning_rate=0.001)  # [c] code
 SMALL_DENOISE = Config(learning_rate=0.03)  # [t] for 64x64, as the next
-SMALL_SR = Config(form="downsample", learning_rate=0.003)
+SMALL_SR = Config(form="downsample", iterations=100, learning_rate=0.003)
 GRID: Mapping[str, Sequence[Any]] = {
     "learning_rate": (0.001, 0.003, 0.01, 0.03),
     "iterations": (100, 200),

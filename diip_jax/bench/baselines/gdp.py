@@ -27,7 +27,7 @@ from jax import lax
 from diip_jax import canvas, ddim
 from diip_jax.bench.baselines import forms, sampling
 from diip_jax.bench.baselines.forms import Form, FormName
-from diip_jax.bench.baselines.restored import BLURS, DENOISING, SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import BLURS, DENOISING, Restored
 from diip_jax.bench.baselines.sampling import PredictStep, step_predictor
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
@@ -67,7 +67,6 @@ class Config:
 DENOISE = Config()
 DEBLUR = Config(form="kernel", s=6000.0)  # [c]
 SR = Config(form="downsample", s=2000.0)  # [c]
-SMALL_SR = Config(form="downsample", s=20000.0)  # [t] for 64x64
 LIGHT = Config(form="affine", s=80000.0)  # [c]
 GRID: Mapping[str, Sequence[Any]] = {
     "s": (2e3, 4e3, 6e3, 1e4, 2e4, 4e4, 6e4, 8e4),
@@ -77,13 +76,15 @@ GRID: Mapping[str, Sequence[Any]] = {
 def config_for(task: str, side: int) -> Config | None:
     """Return the settings for a task, None where no form of degradation is its.
 
+    They are those of every size: s is scaled, and at 64x64 `GRID` has no better one.
+
     Args:
         task: its name; a number after "sr" is the factor.
         side: of the pictures in pixels.
     """
+    del side
     if task.startswith("sr"):
-        config = SMALL_SR if side <= SMALL_SIDE else SR
-        return dataclasses.replace(config, factor=int(task.removeprefix("sr")))
+        return dataclasses.replace(SR, factor=int(task.removeprefix("sr")))
     if task in DENOISING:
         return DENOISE
     return DEBLUR if task in BLURS else None

@@ -192,5 +192,5 @@ def test_a_task_has_its_form():
     assert gdp.config_for("denoise", 64).form == "identity"
     assert gdp.config_for("gaussian_blur", 64).form == "kernel"
     assert gdp.config_for("sr4", 64).factor == 4
-    assert gdp.config_for("sr4", 256).s == 2000  # the released one
+    assert gdp.config_for("sr4", 64).s == 2000  # the released one
     assert gdp.config_for("jpeg", 64) is None
