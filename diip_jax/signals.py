@@ -1,7 +1,12 @@
 """What the criteria watch: the sharpness of g(z) and the decrease of the loss."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 def laplacian_variance(x: jax.Array) -> jax.Array:
@@ -22,14 +27,14 @@ def laplacian_variance(x: jax.Array) -> jax.Array:
     return jnp.var(across + down - 4 * grey[1:-1, 1:-1])
 
 
-def decrease(loss_before: jax.Array, loss: jax.Array) -> jax.Array:
+def decrease(loss_before: Array, loss: Array) -> Array:
     """Return the normalised decrease of the loss, -Delta_k of Eq. (4).
 
     The printed slope Delta_k is negative while the loss falls; this is its negative,
     which the text of Sec. 3.4.2 compares with epsilon.
 
     Args:
-        loss_before: E(z^{k-1}; y), any shape.
+        loss_before: E(z^{k-1}; y), any shape, NumPy's or JAX's.
         loss: E(z^k; y), the same shape.
     """
     return (loss_before - loss) / loss_before

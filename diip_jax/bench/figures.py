@@ -154,7 +154,7 @@ def slope(losses: np.ndarray, psnrs: np.ndarray, first: int = 1) -> Slope:
         first: iteration where the minimum may be, at least 1. In those before it the
             loss can rise, whatever the image is like.
     """
-    smooth = running_median(decreases(losses)[1:])
+    smooth = running_median(signals.decrease(losses[:-1], losses[1:]))
     smallest = first + int(np.nanargmin(smooth[first - 1 :]))
     best, _, _, has_maximum = regimes(psnrs)
     near = abs(smallest - best) <= max(NEAR * best, NEAREST)
@@ -184,12 +184,6 @@ def sharpness(sharpnesses: np.ndarray, k_min: int) -> Sharpness:
     smooth = running_median(sharpnesses[k_min:])
     change = float(smooth[-1] / smooth.max() - 1)
     return Sharpness(change, change <= math.exp(-stopping.DROP) - 1)
-
-
-def decreases(losses: np.ndarray) -> np.ndarray:
-    """Return -Delta_k of Eq. (4), (K,); NaN for the first iteration."""
-    falls = (losses[:-1] - losses[1:]) / losses[:-1]
-    return np.concatenate([[np.nan], falls])
 
 
 def running_median(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -406,7 +400,8 @@ def slopes(found: Mapping[str, Trace], first: int) -> bytes:
     for label, trace in found.items():
         smallest, best, _ = slope(trace.losses, trace.psnrs, first)
         decrease = np.full(len(trace.losses), np.nan)
-        decrease[1:] = running_median(decreases(trace.losses)[1:])
+        losses = trace.losses
+        decrease[1:] = running_median(signals.decrease(losses[:-1], losses[1:]))
         marked = {"marker": "o", "markersize": 5, "linewidth": 1.2}
         left.plot(decrease, label=label, markevery=[smallest], **marked)
         right.plot(trace.psnrs, label=label, markevery=[best], **marked)

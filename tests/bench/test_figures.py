@@ -111,10 +111,7 @@ def test_sharpness_falls_if_it_loses_a_tenth_after_the_transient(rate, falls):
     assert found.change == pytest.approx(expected, abs=0.04)  # the noise of 2 %
 
 
-def test_decreases_and_the_median():
-    np.testing.assert_allclose(
-        figures.decreases(np.array([4, 2, 3.0]))[1:], [0.5, -0.5]
-    )
+def test_the_median():
     median = figures.running_median(np.array([1, 9, 2, 3, 8.0]), 3)
     np.testing.assert_array_equal(median, [5, 2, 3, 3, 5.5])
 

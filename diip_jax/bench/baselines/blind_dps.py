@@ -3,7 +3,9 @@
 The source samples the kernel with a diffusion model of kernels, which is not to be had.
 In its place a softmax of free numbers is the kernel, one step of Adam on the same
 distance updates it after each step of the image, and nothing but the softmax is known
-of it. Results belong in a row that says "no kernel prior".
+of it. Results belong in a row that says "no kernel prior". zeta is a number, as in the
+paper; the released code has sqrt(ab_t) in its place. Of super-resolution the method
+sees y on the grid of the result, and takes what it lacks for a blur.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from diip_jax.bench.baselines.restored import (
     Restored,
     odd,
 )
-from diip_jax.bench.baselines.sampling import PredictStep, answer
+from diip_jax.bench.baselines.sampling import PredictStep, answer, bind_variance
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 
@@ -96,7 +98,8 @@ def restore(
             not take such images.
     """
     check("BlindDPS", config.kernel_size, operator)
-    predict_step, steps = dps.bind(prior, (y.shape[0], y.shape[1]), config.num_steps)
+    size = (y.shape[0], y.shape[1])
+    predict_step, steps = bind_variance(prior, size, config.num_steps)
     x, _ = sample(predict_step, steps, 2 * y - 1, key, config)
     return answer(x, evaluations=config.num_steps, gradients=config.num_steps)
 

@@ -16,15 +16,9 @@ from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import sampling
 from diip_jax.bench.baselines.restored import LINEAR, SMALL_SIDE, Restored
-from diip_jax.bench.baselines.sampling import (
-    PredictStep,
-    answer,
-    check_size,
-    step_predictor,
-)
+from diip_jax.bench.baselines.sampling import PredictStep, answer, bind_variance
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
-from diip_jax.schedule import ddim_timesteps
 
 SOURCE_ENTRIES = 3 * 256**2  # of the images that zeta was chosen for
 
@@ -80,7 +74,7 @@ def restore(
         ValueError: there is no operator, or the prior does not take its images.
     """
     operator = operators.known(operator, "DPS")
-    predict_step, steps = bind(prior, operator.size, config.num_steps)
+    predict_step, steps = bind_variance(prior, operator.size, config.num_steps)
     y = operators.to_prior_range(operator, y)
     x = sample(predict_step, steps, y, key, config, operator)
     return answer(x, evaluations=config.num_steps, gradients=config.num_steps)
@@ -141,25 +135,6 @@ def ancestral(
     mean, smallest, beta = sampling.posterior(x, x_0, now)
     deviation = jnp.sqrt(sampling.between(v, smallest, beta))
     return x_0, mean + deviation * jax.random.normal(key, x.shape)
-
-
-def bind(
-    prior: Prior, size: tuple[int, int], num_steps: int
-) -> tuple[PredictStep, ddim.Steps]:
-    """Return a prior's predictor of noise and variance, and its steps.
-
-    Args:
-        prior: the frozen model.
-        size: height and width of the images.
-        num_steps: "leading" timesteps, the last of which is 0.
-
-    Raises:
-        ValueError: the prior does not take such images, or has fewer timesteps.
-    """
-    check_size(prior, size)
-    length = prior.card.schedule.num_train_timesteps
-    timesteps = ddim_timesteps(num_steps, length)
-    return step_predictor(prior, timesteps)
 
 
 def norm(r: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ class Config:
     S: int = struct.field(pytree_node=False, default=100)
     n: int = struct.field(pytree_node=False, default=30)  # [r] 90 = n + n (M + 1)
     M: int = struct.field(pytree_node=False, default=1)  # [r]
-    gamma: float | jax.Array = 0.05  # [i] unknown; to be swept over .02 to .2
+    gamma: float | jax.Array = 0.05  # [i] unknown; see `GRID`
 
 
 DEFAULT = Config()

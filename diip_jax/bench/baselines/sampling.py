@@ -64,7 +64,19 @@ def _with_learned_variance(prior: Prior) -> PredictStep:
 def bind(
     prior: Prior, size: tuple[int, int], num_steps: int
 ) -> tuple[ddim.PredictNoise, ddim.Steps]:
-    """Return a prior's noise predictor and its steps, for images of one size.
+    """Return a prior's noise predictor and its steps; arguments as of `timesteps`."""
+    return noise_predictor(prior, PAPER, timesteps(prior, size, num_steps))
+
+
+def bind_variance(
+    prior: Prior, size: tuple[int, int], num_steps: int
+) -> tuple[PredictStep, ddim.Steps]:
+    """Return a prior's predictor of noise and variance; otherwise as `bind`."""
+    return step_predictor(prior, timesteps(prior, size, num_steps))
+
+
+def timesteps(prior: Prior, size: tuple[int, int], num_steps: int) -> np.ndarray:
+    """Return timesteps for images of one size, in the order of sampling, (S,).
 
     Args:
         prior: the frozen model.
@@ -75,9 +87,7 @@ def bind(
         ValueError: the prior does not take such images, or has fewer timesteps.
     """
     check_size(prior, size)
-    length = prior.card.schedule.num_train_timesteps
-    timesteps = ddim_timesteps(num_steps, length)
-    return noise_predictor(prior, PAPER, timesteps)
+    return ddim_timesteps(num_steps, prior.card.schedule.num_train_timesteps)
 
 
 def check_size(prior: Prior, size: tuple[int, int]) -> None:

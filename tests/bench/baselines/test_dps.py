@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diip_jax.bench import operators
-from diip_jax.bench.baselines import dps
+from diip_jax.bench.baselines import dps, sampling
 from diip_jax.prior import Prior
 from helpers import gaussian, seeded
 
@@ -123,7 +123,7 @@ def test_a_learned_variance_is_read_from_the_network(key):
     bias = jnp.arange(6.0) / 10
     last = {"kernel": jnp.zeros_like(prior.params["out_2"]["kernel"]), "bias": bias}
     prior = Prior({**prior.params, "out_2": last}, prior.card)
-    predict_step, steps = dps.bind(prior, (8, 8), 4)
+    predict_step, steps = sampling.bind_variance(prior, (8, 8), 4)
     conditioning = jax.tree.map(lambda a: a[0], steps.conditioning)
     eps, v = jax.jit(predict_step)(jnp.zeros((8, 8, 3)), conditioning)
     np.testing.assert_allclose(eps, np.broadcast_to(bias[:3], (8, 8, 3)))
