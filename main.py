@@ -145,7 +145,12 @@ _flag("integer", "num_steps", None, f"DDIM steps; {_PRESET}")
 _flag("float", "learning_rate", None, f"of Adam; {_PRESET}")
 _flag("integer", "k_min", None, f"iterations of the transient; {_PRESET}")
 _flag("float", "epsilon", None, f"threshold on the decrease of the loss; {_PRESET}")
-_flag("integer", "max_iterations", None, f"the budget; {_PRESET}")
+_flag(
+    "integer",
+    "max_iterations",
+    None,
+    f"the budget, of a photo of any size; {_PRESET}, less for large photos",
+)
 _flag("string", "criterion", None, f"paper, robust, discrepancy or never; {_PRESET}")
 _flag("string", "start", None, f"random or matched to the photo; {_PRESET}")
 _flag("integer", "num_starts", None, f"restorations that are averaged; {_PRESET}", 1)
