@@ -39,7 +39,7 @@ SHOWN = {
 }
 COMPARED = ("fig5", "fig7")  # show all methods, the others two
 BOTH = ("diip-adapted", "diip")  # methods of all these figures
-COLUMNS, LETTERS = 8, 18  # of a comparison; of a line of its titles
+COLUMNS, LETTERS = 8, 22  # of a comparison; of a line of its titles
 
 
 # The claims.
@@ -724,7 +724,7 @@ def show(axes: Sequence[Any], panels: Sequence[tuple[str, np.ndarray]]) -> None:
     for axis, (title, image) in zip(axes, panels, strict=False):
         pixels = image if image.dtype == np.uint8 else images.to_uint(image, 8)
         axis.imshow(pixels, interpolation="nearest")
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=6)
 
 
 def png(figure: Any) -> bytes:
