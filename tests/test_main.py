@@ -1242,6 +1242,16 @@ def test_a_file_of_flags_and_the_command_line_over_it(run, tmp_path):
     assert out == ""
 
 
+def test_a_file_of_flags_may_say_no(run, tmp_path):
+    save(tmp_path / "x.png")
+    (tmp_path / "my.toml").write_text("no_progress = true\nno-json = false\n")
+    assert main._parse(["main.py", "x.png", "--config=my.toml"]) == ["x.png"]
+    assert (main.FLAGS.progress, main.FLAGS.json) == (False, True)
+    code, out, err = run("x.png", "--no_json=1")  # a value that such a flag has not
+    assert (code, out) == (2, "")
+    assert is_one_line(err)
+
+
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
