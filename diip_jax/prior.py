@@ -233,13 +233,22 @@ def save_arrays(folder: Path, arrays: Any) -> None:
     import orbax.checkpoint as ocp
 
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf).view(_Uncopied), arrays)
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    storage.check_room(folder.parent, num_bytes + OVERHEAD)
+    check_room(folder.parent, arrays)
     # Uncompressed: weights hardly compress, and Orbax would hold the result in memory.
     alone = orbax_alone()
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, **alone)
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         checkpointer.save(folder, ocp.args.PyTreeSave(arrays))
+
+
+def check_room(folder: Path, arrays: Any) -> None:
+    """Find out whether a checkpoint of arrays fits on the disk of a folder.
+
+    Raises:
+        OSError: it does not.
+    """
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    storage.check_room(folder, num_bytes + OVERHEAD)
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:

@@ -520,9 +520,8 @@ def grids(
         CellsError: the file of cells holds something else.
         ImageError: a restored picture cannot be read.
     """
-    check_installed()
-    files, top = [], tables.head(options, prior, len(images))
-    store, plan = Store(output), grid_plan(images, options)
+    plan = grid_plan(images, options)
+    files, top, store = [], tables.head(options, prior, len(images)), Store(output)
     both = store.chosen([work.name for work in run.works(prior, plan)])
     for name, chosen in GRIDS.items():
         found = [cell for cell in both if cell.name.task in chosen]

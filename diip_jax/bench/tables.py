@@ -363,7 +363,8 @@ def _best(
         if of == task and competes(method) and not entry.errors
         if (value := entry.means[score].value) is not None
     }
-    return [m for m, value in values.items() if value == max(values.values())]
+    best = max(values.values(), default=None)
+    return [method for method, value in values.items() if value == best]
 
 
 def competes(method: str) -> bool:

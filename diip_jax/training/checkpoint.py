@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as keep
 
 from diip_jax import storage
-from diip_jax.prior import OVERHEAD
+from diip_jax.prior import check_room
 from diip_jax.training.step import TrainState
 
 
@@ -55,9 +55,8 @@ class Checkpoints:
             CheckpointError: it cannot be written.
         """
         leaves = jax.tree.leaves(state)
-        num_bytes = sum(leaf.nbytes for leaf in leaves) + OVERHEAD
         with _translated(self.folder):
-            storage.check_room(self.folder, num_bytes)
+            check_room(self.folder, leaves)
             self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(

@@ -27,6 +27,7 @@ from diip_jax.bench.baselines.restored import (
     BLURS,
     DENOISING,
     SMALL_SIDE,
+    SOURCE_SIDE,
     Restored,
     odd,
 )
@@ -34,8 +35,6 @@ from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
 from diip_jax.prior import Prior, noise_predictor
 from diip_jax.schedule import ddim_timesteps
-
-SIDE = 256  # pixels, of the pictures that the released settings are for
 
 
 @struct.dataclass
@@ -90,7 +89,7 @@ def config_for(task: str, side: int) -> Config | None:
     if task not in BLURS:
         return None
     return dataclasses.replace(
-        DEBLUR, kernel_size=odd(DEBLUR.kernel_size * side / SIDE)
+        DEBLUR, kernel_size=odd(DEBLUR.kernel_size * side / SOURCE_SIDE)
     )
 
 

@@ -8,7 +8,7 @@ paper; the released code has sqrt(ab_t) in its place. Of super-resolution the me
 sees y on the grid of the result, and takes what it lacks for a blur.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,13 +19,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench.baselines import dps
-from diip_jax.bench.baselines.restored import (
-    DENOISING,
-    LINEAR,
-    SMALL_SIDE,
-    Restored,
-    odd,
-)
+from diip_jax.bench.baselines.restored import Restored, for_unknown_kernel
 from diip_jax.bench.baselines.sampling import PredictStep, answer, bind_variance
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -53,28 +47,12 @@ DEFAULT = Config()
 # For 64x64, tuned with `GRID`. The kernel is inferred: four deviations each way of a
 # blur of 1.6 pixels.
 SMALL = Config(zeta=1.0, kernel_rate=0.01, kernel_size=13)
-SIDE = 256  # pixels, of the pictures that the source's settings are for
 # inferred: zeta around the source's; a kernel that follows at once, or slowly
 GRID: Mapping[str, Sequence[float]] = {
     "zeta": (0.3, 1.0, 2.0, 4.0),
     "kernel_rate": (0.01, 0.1),
 }
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task, None where the damage is not linear.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    if task not in LINEAR:
-        return None
-    config = SMALL
-    if side > SMALL_SIDE:
-        size = odd(DEFAULT.kernel_size * side / SIDE)
-        config = dataclasses.replace(DEFAULT, kernel_size=size)
-    return dataclasses.replace(config, kernel_size=1) if task in DENOISING else config
+config_for = functools.partial(for_unknown_kernel, SMALL, DEFAULT)  # of task and side
 
 
 def restore(

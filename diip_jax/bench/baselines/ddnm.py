@@ -10,6 +10,7 @@ With noise, a step draws from the distribution of DDRM's with eta_b = 1 (`ddrm.u
 the two differ in x_T, and where y has none.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,7 +20,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.restored import LINEAR, Restored
+from diip_jax.bench.baselines.restored import Restored, for_linear
 from diip_jax.bench.baselines.sampling import answer, bind, predict
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -46,17 +47,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "num_steps": (20, 100),
     "eta": (0.5, 0.7, 0.85, 1.0),
 }
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task, None where the damage is not linear.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    del side
-    return DEFAULT if task in LINEAR else None
+config_for = functools.partial(for_linear, DEFAULT, DEFAULT)  # of task and side
 
 
 def restore(

@@ -4,6 +4,7 @@ Letters are the paper's: y = H x + sigma_y n, eta, eta_b; x_t is a multiple of t
 image with noise of deviation sigma_t, which is sqrt((1 - ab) / ab) here.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,7 +14,7 @@ from jax import lax
 
 from diip_jax import ddim
 from diip_jax.bench import operators
-from diip_jax.bench.baselines.restored import LINEAR, SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import Restored, for_linear
 from diip_jax.bench.baselines.sampling import answer, bind, noise_level, predict
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -44,18 +45,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "eta": (0.7, 0.85),
     "eta_b": (0.7, 1.0),
 }
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task, None where the damage is not linear.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    if task not in LINEAR:
-        return None
-    return SMALL if side <= SMALL_SIDE else DEFAULT
+config_for = functools.partial(for_linear, SMALL, DEFAULT)  # of task and side
 
 
 def restore(

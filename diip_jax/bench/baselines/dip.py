@@ -23,7 +23,7 @@ from flax import struct
 from jax import lax
 
 from diip_jax.bench.baselines.forms import pytorch_start
-from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import Restored, for_any
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
 from diip_jax.unets import ops
@@ -78,17 +78,7 @@ GRID: Mapping[str, Sequence[Any]] = {
     "iterations": (500, 1000, 2000, 3000),
     "answer": ("raw", "ema"),
 }
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task: the same for all, as the method is blind.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    del task
-    return SMALL if side <= SMALL_SIDE else DEFAULT
+config_for = functools.partial(for_any, SMALL, DEFAULT)  # of task and side
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -4,6 +4,7 @@ Letters are the paper's: x'_{i-1} of Algorithm 1 is a step of the DDPM, and
 x_{i-1} = x'_{i-1} - zeta grad ||y - A x_0(x_i)||, through the network.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import sampling
-from diip_jax.bench.baselines.restored import LINEAR, SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import Restored, for_linear
 from diip_jax.bench.baselines.sampling import PredictStep, answer, bind_variance
 from diip_jax.bench.operators import Operator
 from diip_jax.prior import Prior
@@ -40,18 +41,7 @@ DEFAULT = Config()
 SMALL = Config(zeta=2.0)  # tuned with `GRID`, for 64x64
 # The paper's range of 0.3 to 1, and beyond it, for a smaller network.
 GRID: Mapping[str, Sequence[float]] = {"zeta": (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0)}
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task, None where the damage is not linear.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    if task not in LINEAR:
-        return None
-    return SMALL if side <= SMALL_SIDE else DEFAULT
+config_for = functools.partial(for_linear, SMALL, DEFAULT)  # of task and side
 
 
 def restore(

@@ -9,6 +9,7 @@ reviews and a third party's code report. Origins of the constants: [c] certain; 
 reported by others; [i] inferred or chosen here; [t] tuned with `GRID`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from flax import struct
 from jax import lax
 
 from diip_jax import canvas, ddim
-from diip_jax.bench.baselines.restored import SMALL_SIDE, Restored
+from diip_jax.bench.baselines.restored import Restored, for_any
 from diip_jax.bench.baselines.sampling import predict, without_noise
 from diip_jax.bench.operators import Operator
 from diip_jax.config import PAPER
@@ -48,17 +49,7 @@ class Config:
 DEFAULT = Config()
 SMALL = Config(n=20)  # [t] for 64x64
 GRID: Mapping[str, Sequence[Any]] = {"n": (20, 30, 40, 60), "gamma": (0.05, 0.2)}
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task: the same for all, as the method is blind.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    del task
-    return SMALL if side <= SMALL_SIDE else DEFAULT
+config_for = functools.partial(for_any, SMALL, DEFAULT)  # of task and side
 
 
 def invert_step(

@@ -10,7 +10,7 @@ kernel. y is unknown in its margin, which phi * x_0 fills. The margin of x_0 is 
 reflection, as in `degradations.gaussian_blur`; the source's is grey.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,19 +24,13 @@ from diip_jax import ddim
 from diip_jax.bench import operators
 from diip_jax.bench.baselines import ddrm, sampling
 from diip_jax.bench.baselines.blind_dps import check
-from diip_jax.bench.baselines.restored import (
-    DENOISING,
-    LINEAR,
-    SMALL_SIDE,
-    Restored,
-    odd,
-)
+from diip_jax.bench.baselines.restored import SOURCE_SIDE, Restored, for_unknown_kernel
 from diip_jax.bench.operators import Convolution, Operator
 from diip_jax.prior import Prior
 from diip_jax.schedule import ddim_timesteps
 
-SIDE = 256  # pixels, of the pictures that the source's settings are for
-SOURCE_ENTRIES, SOURCE_KERNEL = 3 * SIDE**2, 64  # what xi and gamma were chosen for
+SOURCE_ENTRIES = 3 * SOURCE_SIDE**2  # what xi and gamma were chosen for, as the next
+SOURCE_KERNEL = 64
 
 
 @struct.dataclass
@@ -88,22 +82,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "eta_b": (0.7, 0.9),
     "start": (0.3, 0.45),
 }
-
-
-def config_for(task: str, side: int) -> Config | None:
-    """Return the settings for a task, None where the damage is not linear.
-
-    Args:
-        task: its name.
-        side: of the pictures in pixels.
-    """
-    if task not in LINEAR:
-        return None
-    config = SMALL
-    if side > SMALL_SIDE:
-        size = odd(DEFAULT.kernel_size * side / SIDE)
-        config = dataclasses.replace(DEFAULT, kernel_size=size)
-    return dataclasses.replace(config, kernel_size=1) if task in DENOISING else config
+config_for = functools.partial(for_unknown_kernel, SMALL, DEFAULT)  # of task and side
 
 
 def restore(
